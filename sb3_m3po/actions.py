@@ -1,0 +1,237 @@
+"""
+Action codecs: what the policy's outputs mean for each kind of action space.
+
+A codec knows three forms of an action: *environment* actions (as in the rollout; Box ones scaled to [-1, 1]), *model
+inputs* (Box: the same; discrete kinds: concatenated one-hots) and the policy's *parameters* (Box: mean and log-std
+before the squashing; discrete kinds: logits). The last dimension is always the action's.
+"""
+
+import itertools
+import math
+from typing import ClassVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_m3po.math import gaussian_kl, gaussian_log_prob, log_det_tanh
+
+#: Largest joint MultiDiscrete or MultiBinary space whose actions are enumerated
+MAX_JOINT_ACTIONS = 16
+#: Largest Discrete space whose actions are enumerated
+MAX_DISCRETE_ACTIONS = 64
+_IMPOSSIBLE = -1e9
+
+
+class GaussianActions(nn.Module):
+    """
+    Box actions: a diagonal Gaussian squashed by ``tanh``.
+
+    :param space: Bounded Box
+    :param log_std_init: Logarithm of the initial standard deviation before the squashing
+    """
+
+    enumerable: ClassVar[bool] = False
+    log_std_bounds: ClassVar[tuple[float, float]] = (-4.0, 0.5)
+
+    def __init__(self, space: spaces.Box, log_std_init: float = 0.0):
+        super().__init__()
+        self.shape = space.shape
+        self.input_dim = int(np.prod(space.shape))
+        self.params_dim = 2 * self.input_dim
+        self.noise_dim = self.input_dim
+        self.target_entropy = -0.5 * self.input_dim
+        low, high = self.log_std_bounds
+        if not low < log_std_init < high:
+            raise ValueError(f"log_std_init={log_std_init} must lie between {low} and {high}")
+        self._log_std_shift = math.atanh(2 * (log_std_init - low) / (high - low) - 1)
+
+    def parameters_from(self, output: th.Tensor) -> th.Tensor:
+        """
+        :param output: The policy network's last layer
+        :return: Mean and bounded log-std, concatenated
+        """
+        low, high = self.log_std_bounds
+        mean, raw = output.chunk(2, -1)
+        log_std = low + 0.5 * (high - low) * (th.tanh(raw + self._log_std_shift) + 1)
+        return th.cat([mean, log_std], -1)
+
+    def to_input(self, actions: th.Tensor) -> th.Tensor:
+        """
+        :param actions: Scaled actions, shape ``(batch, *space.shape)``
+        :return: Model inputs, shape ``(batch, input_dim)``
+        """
+        return actions.reshape(-1, self.input_dim).float()
+
+    def to_env(self, inputs: th.Tensor) -> th.Tensor:
+        """
+        :param inputs: Shape ``(batch, input_dim)``
+        :return: Scaled actions in [-1, 1], shape ``(batch, *space.shape)``
+        """
+        return inputs.reshape(-1, *self.shape)
+
+    def noise(self, shape: tuple[int, ...], generator: th.Generator | None = None) -> th.Tensor:
+        """
+        :return: Standard normal noise, shape ``(*shape, noise_dim)``, on the CPU
+        """
+        return th.randn(*shape, self.noise_dim, generator=generator)
+
+    def sample(self, params: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :return: Reparameterised model inputs and their log-probability after the squashing
+        """
+        mean, log_std = params.chunk(2, -1)
+        u = mean + th.exp(log_std) * noise
+        return th.tanh(u), gaussian_log_prob(u, mean, log_std) - log_det_tanh(u)
+
+    def mode(self, params: th.Tensor) -> th.Tensor:
+        """
+        :return: Model input of the squashed mean
+        """
+        return th.tanh(params.chunk(2, -1)[0])
+
+    def kl(self, p: th.Tensor, q: th.Tensor) -> th.Tensor:
+        """
+        :return: ``KL(p || q)`` in nats, before the squashing (which does not change it)
+        """
+        return gaussian_kl(*p.chunk(2, -1), *q.chunk(2, -1))
+
+    def widen(self, params: th.Tensor) -> th.Tensor:
+        """
+        :return: Parameters with the same mean and a standard deviation of at least 0.5
+        """
+        mean, log_std = params.chunk(2, -1)
+        return th.cat([mean, log_std.clamp_min(math.log(0.5))], -1)
+
+
+class CategoricalActions(nn.Module):
+    """
+    Discrete, MultiDiscrete and MultiBinary actions: independent categoricals, one per factor, padded to the largest.
+
+    :param space: Discrete, one-dimensional MultiDiscrete or MultiBinary
+    """
+
+    def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        super().__init__()
+        if isinstance(space, spaces.Discrete):
+            nvec, start, self.shape = [int(space.n)], [int(space.start)], ()
+        elif isinstance(space, spaces.MultiDiscrete):
+            nvec, start, self.shape = space.nvec.tolist(), space.start.tolist(), space.shape
+        else:
+            nvec, start, self.shape = [2] * int(space.n), [0] * int(space.n), space.shape
+        self.n_factors, self.width = len(nvec), max(nvec)
+        self.input_dim = self.params_dim = self.noise_dim = self.n_factors * self.width
+        self.target_entropy = 0.25 * sum(math.log(n) for n in nvec)
+        legal = th.arange(self.width) < th.tensor(nvec)[:, None]  # (factors, width)
+        self.register_buffer("start", th.tensor(start), persistent=False)
+        self.register_buffer("penalty", th.where(legal, 0.0, _IMPOSSIBLE), persistent=False)
+        self.register_buffer("uniform", (legal / th.tensor(nvec)[:, None]).float(), persistent=False)
+        self.register_buffer("legal_index", legal.flatten().nonzero().squeeze(-1), persistent=False)
+        n_joint = math.prod(nvec)
+        self.enumerable = n_joint <= (MAX_DISCRETE_ACTIONS if self.n_factors == 1 else MAX_JOINT_ACTIONS)
+        joint = list(itertools.product(*map(range, nvec))) if self.enumerable else []
+        self.n_joint = len(joint)
+        self.register_buffer("joint", th.tensor(joint, dtype=th.long), persistent=False)  # (joint, factors)
+        self.register_buffer("joint_inputs", self._one_hot(self.joint) if joint else th.empty(0), persistent=False)
+
+    def _one_hot(self, index: th.Tensor) -> th.Tensor:
+        return F.one_hot(index, self.width).flatten(-2).float()
+
+    def parameters_from(self, output: th.Tensor) -> th.Tensor:
+        """
+        :param output: The policy network's last layer
+        :return: Normalised log-probabilities, impossible padding included
+        """
+        logits = output.unflatten(-1, (self.n_factors, self.width)) + self.penalty
+        return F.log_softmax(logits, -1).flatten(-2)
+
+    def to_input(self, actions: th.Tensor) -> th.Tensor:
+        """
+        :param actions: Environment actions, shape ``(batch, *space.shape)``
+        :return: One-hots, shape ``(batch, input_dim)``
+        """
+        return self._one_hot(actions.reshape(-1, self.n_factors).long() - self.start)
+
+    def to_env(self, inputs: th.Tensor) -> th.Tensor:
+        """
+        :param inputs: One-hots, shape ``(batch, input_dim)``
+        :return: Environment actions, shape ``(batch, *space.shape)``
+        """
+        index = inputs.unflatten(-1, (self.n_factors, self.width)).argmax(-1) + self.start
+        return index.reshape(-1, *self.shape)
+
+    def noise(self, shape: tuple[int, ...], generator: th.Generator | None = None) -> th.Tensor:
+        """
+        :return: Gumbel noise, shape ``(*shape, noise_dim)``, on the CPU
+        """
+        uniform = th.rand(*shape, self.noise_dim, generator=generator)
+        return -th.log(-th.log(uniform.clamp(1e-20, 1 - 1e-7)))
+
+    def sample(self, params: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :return: One-hots with the straight-through gradient of Gumbel-softmax (arXiv 1611.01144), their log-probability
+        """
+        log_probs = params.unflatten(-1, (self.n_factors, self.width))
+        perturbed = log_probs + noise.unflatten(-1, (self.n_factors, self.width))
+        one_hot = F.one_hot(perturbed.argmax(-1), self.width).to(params.dtype)
+        log_prob = (one_hot * log_probs).sum((-1, -2))
+        if params.requires_grad:
+            soft = F.softmax(perturbed, -1)
+            one_hot = one_hot + soft - soft.detach()
+        return one_hot.flatten(-2), log_prob
+
+    def mode(self, params: th.Tensor) -> th.Tensor:
+        """
+        :return: One-hots of the most probable action
+        """
+        return self._one_hot(params.unflatten(-1, (self.n_factors, self.width)).argmax(-1))
+
+    def log_prob(self, params: th.Tensor, inputs: th.Tensor) -> th.Tensor:
+        """
+        :return: Log-probability of one-hot model inputs
+        """
+        return (params * inputs).sum(-1)
+
+    def joint_log_prob(self, params: th.Tensor) -> th.Tensor:
+        """
+        :return: Log-probability of every joint action of an enumerable space, shape ``(..., n_joint)``
+        """
+        return params @ self.joint_inputs.T
+
+    def entropy(self, params: th.Tensor) -> th.Tensor:
+        """
+        :return: Entropy in nats, summed over the factors
+        """
+        return -(params.exp() * params).sum(-1)
+
+    def kl(self, p: th.Tensor, q: th.Tensor) -> th.Tensor:
+        """
+        :return: ``KL(p || q)`` in nats, summed over the factors
+        """
+        return (p.exp() * (p - q)).sum(-1)
+
+    def widen(self, params: th.Tensor) -> th.Tensor:
+        """
+        :return: The even mixture with the uniform distribution
+        """
+        mixture = 0.5 * params.exp() + 0.5 * self.uniform.flatten()
+        return th.log(mixture.clamp_min(1e-30)) + self.penalty.flatten()
+
+
+ActionCodec = GaussianActions | CategoricalActions
+
+
+def make_action_codec(space: spaces.Space, log_std_init: float = 0.0) -> ActionCodec:
+    """
+    :param space: Action space
+    :param log_std_init: See :class:`GaussianActions`
+    :return: The codec of this space
+    :raises ValueError: if the space is not supported
+    """
+    if isinstance(space, spaces.Box):
+        return GaussianActions(space, log_std_init)
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        return CategoricalActions(space)
+    raise ValueError(f"M3PO supports Box, Discrete, MultiDiscrete and MultiBinary actions, not {space}")

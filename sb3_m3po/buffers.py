@@ -1,0 +1,334 @@
+"""The hybrid rollout buffer: the fresh rollout, as in PPO, and behind it the replay memory that learning draws from."""
+
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.vec_env import VecNormalize
+
+try:
+    import psutil
+except ImportError:  # optional, as in SB3
+    psutil = None
+
+#: Key of the observation of a space that is no Dict
+PLAIN = ""
+Observations = np.ndarray | dict[str, np.ndarray]
+
+
+class SequenceBatch(NamedTuple):
+    """
+    Sequences of real experience, time-first. What lies behind the end of an episode is to be masked.
+
+    :param observations: ``length + 1`` of them; the one behind an episode's end is its real last observation
+    :param actions: Shape ``(length, batch, action_dim)``
+    :param rewards: In reward units, shape ``(length, batch)``
+    :param terminated: 0 or 1, shape ``(length, batch)``
+    :param truncated: Likewise; 1 too where the memory knows no further
+    """
+
+    observations: Observations
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+
+
+class ReplayMemory:
+    """
+    A ring of transitions per environment from which sequences are drawn.
+
+    Observations are stored once: the next observation of a step is the observation of the following slot, except at an
+    episode's end, where the real last one lies in a pool of its own. Arrays grow as they fill.
+
+    :param capacity: Transitions in all
+    :param observation_space: As seen by the policy
+    :param action_space: Action space
+    :param n_envs: Number of environments
+    """
+
+    def __init__(self, capacity: int, observation_space: spaces.Space, action_space: spaces.Space, n_envs: int):
+        self.capacity = max(capacity // n_envs, 1)
+        self.n_envs = n_envs
+        self.action_dim = get_action_dim(action_space)
+        self.spaces = (
+            dict(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else {PLAIN: observation_space}
+        )
+        self.action_dtype = np.float32 if isinstance(action_space, spaces.Box) else np.int64
+        self.pos = 0
+        self.n_steps = 0
+        # Running sums over all rewards ever seen, for the return scale
+        self.reward_count, self.reward_abs_sum, self.reward_abs_max = 0, 0.0, 0.0
+        self.has_terminated = False
+        self._stale_returns = 0
+        self._allocate(1)
+
+    def _allocate(self, slots: int) -> None:
+        """Make room for ``slots`` slots, keeping what is there; one more than the transitions that they hold."""
+
+        def grown(old: np.ndarray | None, shape: tuple[int, ...], dtype: Any, fill: float = 0) -> np.ndarray:
+            new = np.full((slots, self.n_envs, *shape), fill, dtype) if fill else np.zeros((slots, self.n_envs, *shape), dtype)
+            if old is not None:
+                new[: len(old)] = old
+            return new
+
+        old = self.__dict__
+        old_obs = old.get("observations", {})
+        self.observations = {
+            key: grown(old_obs.get(key), space.shape or (), _storage_dtype(space)) for key, space in self.spaces.items()
+        }
+        self.actions = grown(old.get("actions"), (self.action_dim,), self.action_dtype)
+        self.rewards = grown(old.get("rewards"), (), np.float32)
+        self.returns = grown(old.get("returns"), (), np.float32)
+        self.terminated = grown(old.get("terminated"), (), bool)
+        self.truncated = grown(old.get("truncated"), (), bool)
+        # Where the real last observation of an episode lies in the pool, or -1
+        self.final_index = grown(old.get("final_index"), (), np.int64, fill=-1)
+        if "final_pool" not in old:
+            self.final_pool = {key: np.zeros((0, *(s.shape or ())), _storage_dtype(s)) for key, s in self.spaces.items()}
+            self.free_finals: list[int] = []
+
+    @property
+    def slots(self) -> int:
+        """:return: Slots of the ring as allocated"""
+        return len(self.rewards)
+
+    def size(self) -> int:
+        """:return: Transitions in memory, over all environments"""
+        return self.n_steps * self.n_envs
+
+    def add(
+        self,
+        obs: Observations,
+        action: np.ndarray,
+        reward: np.ndarray,
+        next_obs: Observations,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
+    ) -> None:
+        """
+        Add one step of every environment.
+
+        :param obs: What the action was chosen on
+        :param action: In the rollout's form, shape ``(n_envs, action_dim)``
+        :param reward: The environments' own, shape ``(n_envs,)``
+        :param next_obs: The real next observation, also where an episode ended
+        :param terminated: Shape ``(n_envs,)``
+        :param truncated: Shape ``(n_envs,)``
+        """
+        if self.pos + 1 >= self.slots and self.slots < self.capacity + 1:
+            self._allocate(min(max(2 * self.slots, 1024), self.capacity + 1))
+        i, edge = self.pos, (self.pos + 1) % self.slots
+        self._release(edge)
+        obs, next_obs = _as_dict(obs), _as_dict(next_obs)
+        for key, array in self.observations.items():
+            array[i] = obs[key].reshape(array[i].shape)
+            array[edge] = next_obs[key].reshape(array[edge].shape)
+        self.actions[i] = action.reshape(self.n_envs, self.action_dim)
+        self.rewards[i] = reward
+        self.terminated[i] = terminated
+        self.truncated[i] = truncated
+        self.final_index[i] = -1
+        for env in np.flatnonzero(terminated | truncated):
+            self._keep_final(i, env, edge)
+        self.pos = edge
+        self.n_steps = min(self.n_steps + 1, self.capacity)
+        self._count(reward, terminated)
+
+    def _count(self, reward: np.ndarray, terminated: np.ndarray) -> None:
+        magnitude = np.abs(reward)
+        self.reward_count += len(magnitude)
+        self.reward_abs_sum += float(magnitude.sum(dtype=np.float64))
+        self.reward_abs_max = max(self.reward_abs_max, float(magnitude.max()))
+        self.has_terminated = self.has_terminated or bool(np.any(terminated))
+        self._stale_returns = min(self._stale_returns + 1, self.n_steps)
+
+    def _keep_final(self, slot: int, env: int, source: int) -> None:
+        """Copy the observation in slot ``source`` to the pool, as the last one of the episode that ended in ``slot``."""
+        if not self.free_finals:
+            old = len(next(iter(self.final_pool.values())))
+            new = max(2 * old, 16)
+            for key, pool in self.final_pool.items():
+                self.final_pool[key] = np.concatenate([pool, np.zeros((new - old, *pool.shape[1:]), pool.dtype)])
+            self.free_finals = list(range(new - 1, old - 1, -1))
+        index = self.free_finals.pop()
+        for key, pool in self.final_pool.items():
+            pool[index] = self.observations[key][source, env]
+        self.final_index[slot, env] = index
+
+    def _release(self, slot: int) -> None:
+        used = self.final_index[slot]
+        self.free_finals += [int(index) for index in used[used >= 0]]
+        self.final_index[slot] = -1
+
+    def cut(self) -> None:
+        """Nothing follows the newest transitions any more (a reset, an aborted rollout): they count as truncated."""
+        if self.n_steps == 0:
+            return
+        newest = (self.pos - 1) % self.slots
+        for env in np.flatnonzero(~(self.terminated[newest] | self.truncated[newest])):
+            self.truncated[newest, env] = True
+            self._keep_final(newest, env, self.pos)
+
+    def sample(
+        self, batch_size: int, length: int, rng: np.random.Generator, vec_normalize: VecNormalize | None = None
+    ) -> SequenceBatch:
+        """
+        Draw sequences that start uniformly anywhere in the memory.
+
+        :param batch_size: Number of sequences
+        :param length: Transitions in each
+        :param rng: Random generator
+        :param vec_normalize: Normalises the observations, if given
+        :return: The sequences
+        :raises ValueError: if the memory is empty
+        """
+        if self.n_steps == 0:
+            raise ValueError("The replay memory is empty: collect transitions before sampling")
+        first = rng.integers(0, self.n_steps, batch_size)
+        env = rng.integers(0, self.n_envs, batch_size)
+        steps = np.arange(length + 1)[:, None]
+        index = (self.pos - self.n_steps + first + steps) % self.slots  # (length + 1, batch)
+        edge = steps[:-1] >= self.n_steps - first - 1  # no further than the newest transition
+        observations = {key: array[index, env] for key, array in self.observations.items()}
+        final = np.where(edge & (steps[:-1] > self.n_steps - first - 1), -1, self.final_index[index[:-1], env])
+        time, column = np.nonzero(final >= 0)
+        for key, array in observations.items():
+            array[time + 1, column] = self.final_pool[key][final[time, column]]
+        index = index[:-1]
+        obs: Observations = observations[PLAIN] if PLAIN in observations else observations
+        if vec_normalize is not None:
+            obs = _normalize(obs, vec_normalize)
+        return SequenceBatch(
+            obs,
+            self.actions[index, env],
+            self.rewards[index, env],
+            self.terminated[index, env].astype(np.float32),
+            (self.truncated[index, env] | edge).astype(np.float32),
+        )
+
+    def return_scale(self, gamma: float) -> float:
+        """
+        ``max(P99 of the nonzero |discounted return-to-go|, mean|r| / (1 - gamma), max|r| / 2) / 10``.
+
+        :param gamma: Discount factor
+        :return: The scale, or 0 while no reward was nonzero
+        """
+        if self.reward_abs_max == 0:
+            return 0.0
+        self._refresh_returns(gamma)
+        # About 200,000 values pin the quantile down
+        rows = slice(None, None, max(self.size() // 200_000, 1))
+        values = np.abs(self.returns[self._order()[rows]])
+        values = values[values > 0]
+        # A method that picks one of the values: it commutes with any scaling of the rewards
+        high = float(np.quantile(values, 0.99, method="higher")) if len(values) else 0.0
+        mean = self.reward_abs_sum / self.reward_count / max(1 - gamma, 1e-6)
+        return max(high, mean, self.reward_abs_max / 2) / 10
+
+    def _order(self) -> np.ndarray:
+        """:return: Slots from the oldest transition to the newest"""
+        return (self.pos - self.n_steps + np.arange(self.n_steps)) % self.slots
+
+    def _refresh_returns(self, gamma: float) -> None:
+        """Discounted rewards-to-go of what is new, and of what came before in the same episodes as far as it matters."""
+        reach = math.ceil(math.log(1e-3) / math.log(gamma)) if 0 < gamma < 1 else self.n_steps if gamma >= 1 else 1
+        order = self._order()[::-1][: self._stale_returns + reach]
+        following = np.zeros(self.n_envs, np.float32)
+        for slot in order:
+            ended = self.terminated[slot] | self.truncated[slot]
+            following = self.rewards[slot] + np.float32(gamma) * np.where(ended, np.float32(0), following)
+            self.returns[slot] = following
+        self._stale_returns = 0
+
+    def nbytes_at_capacity(self) -> int:
+        """:return: Bytes of the full memory"""
+        obs = sum(math.prod(s.shape or ()) * _storage_dtype(s).itemsize for s in self.spaces.values())
+        step = obs + self.action_dim * np.dtype(self.action_dtype).itemsize + 18
+        return step * self.capacity * self.n_envs
+
+    def warn_if_too_large(self) -> None:
+        """Warn where the machine hasn't the memory, as SB3's replay buffer does."""
+        if psutil is None:
+            return
+        needed, available = self.nbytes_at_capacity() / 1e9, psutil.virtual_memory().available / 1e9
+        if needed > available:
+            warnings.warn(
+                "This system does not have apparently enough memory to store the complete replay memory "
+                f"{needed:.2f}GB > {available:.2f}GB: choose a smaller `buffer_size`",
+                stacklevel=2,
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the slots that are not in use yet."""
+        state = self.__dict__.copy()
+        if self.slots < self.capacity + 1 or self.n_steps < self.capacity:
+            used = self.pos + 1
+            for name in ("actions", "rewards", "returns", "terminated", "truncated", "final_index"):
+                state[name] = state[name][:used]
+            state["observations"] = {key: array[:used] for key, array in self.observations.items()}
+        return state
+
+
+def _storage_dtype(space: spaces.Space) -> np.dtype:
+    dtype = np.dtype(space.dtype or np.float32)
+    return np.dtype(np.float32) if dtype == np.float64 else dtype
+
+
+def _as_dict(obs: Observations) -> dict[str, np.ndarray]:
+    return obs if isinstance(obs, dict) else {PLAIN: obs}
+
+
+def _normalize(obs: Observations, vec_normalize: VecNormalize) -> Observations:
+    """VecNormalize broadcasts over leading dimensions, so time and batch need no flattening."""
+    normalized = vec_normalize.normalize_obs(obs)
+    if isinstance(normalized, dict):
+        return {key: _to_float32(array) for key, array in normalized.items()}
+    return _to_float32(normalized)
+
+
+def _to_float32(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
+class _HybridMixin:
+    """Adds the replay memory to one of SB3's rollout buffers."""
+
+    memory: ReplayMemory
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *args: Any,
+        memory_size: int = 1_000_000,
+        n_envs: int = 1,
+        **kwargs: Any,
+    ):
+        super().__init__(buffer_size, observation_space, action_space, *args, n_envs=n_envs, **kwargs)  # type: ignore[call-arg]
+        self.memory = ReplayMemory(memory_size, observation_space, action_space, n_envs)
+
+    def store(self, *transition: Any) -> None:
+        """Add one step of every environment to the replay memory, see :meth:`ReplayMemory.add`."""
+        self.memory.add(*transition)
+
+
+class HybridRolloutBuffer(_HybridMixin, RolloutBuffer):
+    """
+    SB3's rollout buffer (the fresh rollout: values, log-probabilities, GAE) in front of a :class:`ReplayMemory`.
+
+    :param memory_size: Transitions that the memory keeps, over all environments
+    """
+
+
+class HybridDictRolloutBuffer(_HybridMixin, DictRolloutBuffer):
+    """
+    The twin of :class:`HybridRolloutBuffer` for Dict observations.
+
+    :param memory_size: Transitions that the memory keeps, over all environments
+    """

@@ -1,0 +1,184 @@
+"""What is minimised: pure functions of tensors. Sequences are time-first; ``m`` masks what lies behind an episode's end."""
+
+from typing import NamedTuple
+
+import torch as th
+from torch.nn import functional as F
+
+from sb3_m3po.actions import ActionCodec, GaussianActions
+from sb3_m3po.math import cross_entropy, decode
+from sb3_m3po.world_model import WorldModel
+
+CONSISTENCY_COEF = 20.0
+REWARD_COEF = 0.1
+TERMINATION_COEF = 1.0
+VALUE_COEF = 0.1
+#: Keeps the Gaussian's mean off the flat part of the squashing
+MEAN_PENALTY = 1e-4
+
+
+def alive_mask(terminated: th.Tensor, truncated: th.Tensor) -> th.Tensor:
+    """
+    ``m_0 = 1; m_{t+1} = m_t (1 - terminated_t)(1 - truncated_t)``.
+
+    :param terminated: 0 or 1, shape ``(length, batch)``; ``truncated`` likewise
+    :return: Shape ``(length + 1, batch)``
+    """
+    going_on = th.cumprod((1 - terminated) * (1 - truncated), dim=0)
+    return th.cat([th.ones_like(going_on[:1]), going_on])
+
+
+class ModelTargets(NamedTuple):
+    """
+    Targets of the world model, computed from the frozen copies.
+
+    :param next_z: ``h_bar(o_{t+1})``, shape ``(horizon, batch, latent_dim)``
+    :param rewards: Two-hot of ``r_t / s``, shape ``(horizon, batch, n_bins)``
+    :param terminated: Shape ``(horizon, batch)``
+    :param values: Two-hot of ``v_t``, shape ``(horizon + 1, batch, n_bins)``
+    :param alive: ``m_t``, shape ``(horizon + 1, batch)``
+    """
+
+    next_z: th.Tensor
+    rewards: th.Tensor
+    terminated: th.Tensor
+    values: th.Tensor
+    alive: th.Tensor
+
+    def columns(self, start: int, stop: int) -> "ModelTargets":
+        """:return: The targets of some of the sequences"""
+        return ModelTargets(*(x[:, start:stop] for x in self))
+
+
+def world_model_loss(
+    model: WorldModel, z: th.Tensor, actions: th.Tensor, targets: ModelTargets
+) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+    """
+    Unroll the model and compare with what happened.
+
+    ``mean_{t<H} m_t [20 MSE(z_{t+1}) + 0.1 CE(r_t) + BCE(terminated_t)] + 0.1 mean_{t<=H} m_t CE(v_t)``
+    (the form of TD-MPC2, arXiv 2310.16828, with terminations as in MR.Q, arXiv 2501.16142).
+
+    :param z: ``h(o_0)`` with gradient, shape ``(batch, latent_dim)``
+    :param actions: Model inputs, shape ``(horizon, batch, input_dim)``
+    :return: The loss, and its unweighted parts
+    """
+    latents, rewards, terminations = [z], [], []
+    for a in actions:
+        next_z, reward_logits, termination_logit = model.outcome(model.features(latents[-1], a))
+        latents.append(next_z)
+        rewards.append(reward_logits)
+        terminations.append(termination_logit)
+    m = targets.alive[:-1]
+    predicted = th.stack(latents)  # (horizon + 1, batch, latent_dim)
+    consistency = (m * (predicted[1:] - targets.next_z).square().mean(-1)).mean()
+    reward = (m * cross_entropy(th.stack(rewards), targets.rewards)).mean()
+    bce = F.binary_cross_entropy_with_logits(th.stack(terminations), targets.terminated, reduction="none")
+    termination = (m * bce).mean() * model.can_terminate.squeeze()
+    value = (targets.alive * cross_entropy(model.value_logits(predicted), targets.values)).mean()
+    loss = CONSISTENCY_COEF * consistency + REWARD_COEF * reward + TERMINATION_COEF * termination + VALUE_COEF * value
+    parts = {"loss": loss, "consistency_loss": consistency, "reward_loss": reward, "termination_loss": termination}
+    return loss, {**{k: v.detach() for k, v in parts.items()}, "value_loss": value.detach()}
+
+
+class NStep(NamedTuple):
+    """
+    A multi-step return without its bootstrap.
+
+    :param rewards: ``sum_{k<j} gamma^k r_k``, shape ``(batch,)``
+    :param steps: ``j``, the rewards really summed: the index of the observation to bootstrap from
+    :param discount: ``gamma^j``, and 0 after a termination
+    """
+
+    rewards: th.Tensor
+    steps: th.Tensor
+    discount: th.Tensor
+
+
+def n_step_return(rewards: th.Tensor, terminated: th.Tensor, truncated: th.Tensor, gamma: float) -> NStep:
+    """
+    Cut at the first termination (no bootstrap) or truncation (bootstrap from its real observation).
+
+    :param rewards: Shape ``(n, batch)``, as ``terminated`` and ``truncated``
+    """
+    alive = alive_mask(terminated, truncated)[:-1]
+    powers = gamma ** th.arange(len(rewards), device=rewards.device, dtype=rewards.dtype)
+    steps = alive.sum(0).long()
+    ended = (alive * terminated).amax(0)
+    return NStep((powers.unsqueeze(-1) * alive * rewards).sum(0), steps, gamma**steps * (1 - ended))
+
+
+def critic_loss(logits: th.Tensor, target: th.Tensor) -> th.Tensor:
+    """
+    :param logits: Shape ``(n_critics, batch, n_bins)``
+    :param target: Two-hot targets, shape ``(batch, n_bins)``
+    :return: Cross-entropy, summed over the critics and averaged over the batch
+    """
+    return cross_entropy(logits, target).mean(-1).sum()
+
+
+def discrepancy_bonus(gap: th.Tensor, median: th.Tensor, td_error: th.Tensor, coef: float) -> th.Tensor:
+    """
+    ``beta clip(gap - median, -|td|, |td|)``: POME's bonus (Pan et al. 2018, arXiv 1811.07350).
+
+    :param gap: ``|Q_mf - Q_mb|``, shape ``(batch,)``
+    :param median: Its running median
+    :param td_error: ``y - Q``, shape ``(batch,)``
+    :param coef: ``beta``
+    :return: To be added to ``y``, shape ``(batch,)``; for ``beta <= 1`` it never flips the sign of ``y - Q``
+    """
+    bound = td_error.abs()
+    return coef * th.minimum(th.maximum(gap - median, -bound), bound)
+
+
+class PolicyTerms(NamedTuple):
+    """Per-state terms of the policy's loss, each of shape ``(batch,)``."""
+
+    gain: th.Tensor
+    entropy: th.Tensor
+    kl: th.Tensor
+    penalty: th.Tensor
+
+
+def policy_terms(
+    model: WorldModel, z: th.Tensor, anchor: th.Tensor, noise: th.Tensor, q_range: th.Tensor, ent_coef: th.Tensor
+) -> PolicyTerms:
+    """
+    ``gain = mean_k Q_k / S - alpha log pi``, pathwise or as an exact expectation, and the distance to the last sync.
+
+    :param z: ``h(o)``, shape ``(batch, latent_dim)``
+    :param anchor: Parameters of ``pi_bar(. | h_bar(o))``
+    :param noise: From ``codec.noise``; not read for enumerable actions
+    :param q_range: ``S``
+    :param ent_coef: ``alpha``
+    """
+    codec: ActionCodec = model.codec
+    params = model.prior(z)
+    kl = codec.kl(anchor, params)
+    if codec.enumerable:
+        assert not isinstance(codec, GaussianActions)
+        with th.no_grad():
+            q = decode(model.critic_logits(z), model.bins).mean(0)  # (batch, n_joint)
+        entropy = codec.entropy(params)
+        value = (codec.joint_log_prob(params).exp() * q).sum(-1)
+        return PolicyTerms(value / q_range + ent_coef * entropy, entropy, kl, th.zeros_like(kl))
+    a, log_prob = codec.sample(params, noise)
+    q = decode(model.critic_logits(model.features(z, a), frozen=True), model.bins).mean(0)
+    if isinstance(codec, GaussianActions):
+        entropy, penalty = -log_prob, MEAN_PENALTY * params.chunk(2, -1)[0].square().sum(-1)
+    else:
+        entropy, penalty = codec.entropy(params), th.zeros_like(kl)
+    return PolicyTerms(q / q_range + ent_coef * entropy, entropy, kl, penalty)
+
+
+def trust_region_loss(terms: PolicyTerms, target_kl: float | None, kl_coef: th.Tensor) -> th.Tensor:
+    """
+    ``mean( where(kl < eps, -gain, lambda kl) )`` (REPPO, arXiv 2507.11019).
+
+    :param target_kl: ``eps`` in nats per state; ``None`` for no trust region
+    :param kl_coef: ``lambda``
+    """
+    loss = -terms.gain
+    if target_kl is not None:
+        loss = th.where(terms.kl < target_kl, loss, kl_coef * terms.kl)
+    return (loss + terms.penalty).mean()

@@ -1,0 +1,138 @@
+"""Building blocks of the networks: normalised layers, the simplicial latent, a batched ensemble, running statistics."""
+
+import numpy as np
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+
+class SimNorm(nn.Module):
+    """
+    Softmax over groups of the last dimension: keeps a latent bounded and sparse, and can't collapse to zero
+    (TD-MPC2, arXiv 2310.16828).
+
+    :param group_size: Entries that sum to one
+    """
+
+    def __init__(self, group_size: int = 8):
+        super().__init__()
+        self.group_size = group_size
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return th.softmax(x.unflatten(-1, (-1, self.group_size)), dim=-1).flatten(-2)
+
+
+def mlp(input_dim: int, hidden: list[int], activation_fn: type[nn.Module]) -> nn.Sequential:
+    """
+    Hidden layers, each ``Linear -> LayerNorm -> activation``; the identity if ``hidden`` is empty.
+
+    :return: Network from ``(..., input_dim)`` to ``(..., hidden[-1])``
+    """
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers += [orthogonal(nn.Linear(input_dim, width)), nn.LayerNorm(width), activation_fn()]
+        input_dim = width
+    return nn.Sequential(*layers)
+
+
+def orthogonal(layer: nn.Linear, gain: float = 1.0) -> nn.Linear:
+    """
+    :return: The same layer with orthogonal weights and zero bias
+    """
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Ensemble(nn.Module):
+    """
+    ``n_members`` small networks on one input, evaluated as a few batched products. The output layers start at zero.
+
+    :param input_dim: Width of the input
+    :param hidden: Widths of the hidden layers of each member
+    :param output_dim: Outputs of each member
+    :param n_members: Size of the ensemble
+    :param activation_fn: Activation of the hidden layers
+    """
+
+    def __init__(self, input_dim: int, hidden: list[int], output_dim: int, n_members: int, activation_fn: type[nn.Module]):
+        super().__init__()
+        self.activation = activation_fn()
+        widths = [input_dim, *hidden, output_dim]
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+            weight = th.empty(n_members, fan_in, fan_out)
+            for member in weight:
+                nn.init.orthogonal_(member)
+            self.weights.append(nn.Parameter(weight))
+            self.biases.append(nn.Parameter(th.zeros(n_members, 1, fan_out)))
+        nn.init.zeros_(self.weights[-1])
+
+    def forward(self, x: th.Tensor, frozen: bool = False) -> th.Tensor:
+        """
+        :param x: Shape ``(batch, input_dim)``
+        :param frozen: Let gradients reach the input only, not the parameters
+        :return: Shape ``(n_members, batch, output_dim)``
+        """
+        n_members = len(self.weights[0])
+        h = x.expand(n_members, *x.shape)
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if frozen:
+                weight, bias = weight.detach(), bias.detach()
+            h = th.baddbmm(bias, h, weight)
+            if i < len(self.weights) - 1:
+                # No affine part: the next layer's weights do the same
+                h = self.activation(F.layer_norm(h, h.shape[-1:]))
+        return h
+
+
+class RunningNorm(nn.Module):
+    """
+    Normalises by statistics that run while data is collected and are applied only from the next :meth:`freeze` on,
+    so that an observation keeps its meaning between two syncs.
+
+    :param shape: Shape of one observation
+    :param clip: Normalised entries are clipped to ``[-clip, clip]``
+    :param min_std: Floor of the standard deviation, in units of the observation
+    """
+
+    def __init__(self, shape: tuple[int, ...], clip: float = 10.0, min_std: float = 1e-2):
+        super().__init__()
+        self.clip = clip
+        self.min_std = min_std
+        self.count: th.Tensor
+        self.mean: th.Tensor
+        self.var: th.Tensor
+        self.shift: th.Tensor
+        self.scale: th.Tensor
+        self.register_buffer("count", th.zeros(1, dtype=th.float64))
+        self.register_buffer("mean", th.zeros(shape, dtype=th.float64))
+        self.register_buffer("var", th.ones(shape, dtype=th.float64))
+        self.register_buffer("shift", th.zeros(shape))
+        self.register_buffer("scale", th.ones(shape))
+
+    @th.no_grad()
+    def update(self, observations: np.ndarray) -> None:
+        """
+        :param observations: New data, shape ``(batch, *shape)``
+        """
+        x = th.as_tensor(observations, dtype=th.float64, device=self.mean.device)
+        # Chan et al. (1979), as in SB3's RunningMeanStd
+        total = self.count + len(x)
+        delta = x.mean(0) - self.mean
+        m2 = self.var * self.count + x.var(0, correction=0) * len(x) + delta.square() * self.count * len(x) / total
+        self.mean += delta * len(x) / total
+        self.var.copy_(m2 / total)
+        self.count.copy_(total)
+
+    @th.no_grad()
+    def freeze(self) -> None:
+        """Apply the statistics seen so far."""
+        if self.count > 0:
+            self.shift.copy_(self.mean)
+            self.scale.copy_(self.var.sqrt().clamp_min(self.min_std))
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        # The floor again: parameters set by hand may be anything
+        return ((x - self.shift) / self.scale.clamp_min(self.min_std)).clamp(-self.clip, self.clip)

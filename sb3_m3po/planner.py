@@ -1,0 +1,275 @@
+"""
+How an action is chosen by looking ahead: sampled model-predictive control with a unit-free temperature.
+
+The planner knows three verbs of a model, ``step``, ``prior`` and ``terminal_value``, and the action codec.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch as th
+
+from sb3_m3po.actions import ActionCodec, CategoricalActions, GaussianActions
+from sb3_m3po.math import gaussian_kl, gaussian_log_prob, kl_bounded_weights, log_det_tanh
+
+
+class PlanningModel(Protocol):
+    """What the planner needs to know of a model. ``z`` is ``(batch, ...)``, ``a`` is ``(batch, input_dim)``."""
+
+    def step(self, z: th.Tensor, a: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """:return: Next latent, reward ``(batch,)``, probability of termination ``(batch,)``"""
+
+    def prior(self, z: th.Tensor) -> th.Tensor:
+        """:return: Parameters of the policy, shape ``(batch, params_dim)``"""
+
+    def terminal_value(self, z: th.Tensor) -> th.Tensor:
+        """:return: Value that ends an imagined trajectory, shape ``(batch,)``"""
+
+
+@dataclass(frozen=True)
+class PlannerConfig:
+    """
+    The planner's budget; the keys of ``planner_kwargs``.
+
+    :param n_samples: Action sequences drawn per iteration
+    :param horizon: Steps of look-ahead
+    :param n_iterations: Rounds of drawing; later ones draw half of their sequences around the best of the former
+    :param n_effective: Effective number of sequences that carry the plan: sets the temperature through
+        ``KL(weights || uniform) = log(n / n_effective)``
+    :param min_std: Floor of the planned standard deviation before the squashing (Box)
+    """
+
+    n_samples: int = 32
+    horizon: int = 3
+    n_iterations: int = 1
+    n_effective: float = 6.0
+    min_std: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("n_samples", "horizon", "n_iterations"):
+            if int(getattr(self, name)) != getattr(self, name) or getattr(self, name) < 1:
+                raise ValueError(f"planner_kwargs[{name!r}]={getattr(self, name)} must be a whole number of at least 1")
+        if not 1 <= self.n_effective <= self.n_samples:
+            raise ValueError(f"planner_kwargs['n_effective']={self.n_effective} must lie between 1 and {self.n_samples}")
+        if self.min_std <= 0:
+            raise ValueError(f"planner_kwargs['min_std']={self.min_std} must be positive")
+
+
+@dataclass
+class Plan:
+    """
+    A distribution over the first action, in model-input form.
+
+    :param gain: Expected score of the plan minus that of the policy's own sequences, in scaled units, shape ``(batch,)``
+    :param kl: ``KL(plan || policy)`` in nats, shape ``(batch,)``
+    """
+
+    gain: th.Tensor
+    kl: th.Tensor
+
+    def mode(self) -> th.Tensor:
+        """:return: Best action, shape ``(batch, input_dim)``"""
+        raise NotImplementedError
+
+    def sample(self, generator: th.Generator | None = None) -> tuple[th.Tensor, th.Tensor]:
+        """:return: An action ``(batch, input_dim)`` and its log-probability under the plan ``(batch,)``"""
+        raise NotImplementedError
+
+
+@dataclass
+class GaussianPlan(Plan):
+    """:param mean: Before the squashing, as ``log_std``; shape ``(batch, input_dim)``"""
+
+    mean: th.Tensor
+    log_std: th.Tensor
+
+    def mode(self) -> th.Tensor:
+        return th.tanh(self.mean)
+
+    def sample(self, generator: th.Generator | None = None) -> tuple[th.Tensor, th.Tensor]:
+        noise = th.randn(self.mean.shape, generator=generator).to(self.mean.device)
+        u = self.mean + self.log_std.exp() * noise
+        return th.tanh(u), gaussian_log_prob(u, self.mean, self.log_std) - log_det_tanh(u)
+
+
+@dataclass
+class CategoricalPlan(Plan):
+    """
+    :param candidates: One-hots, repeated ones included, shape ``(batch, n, input_dim)``
+    :param weights: Shape ``(batch, n)``
+    :param same: Which candidates are the same action, shape ``(batch, n, n)``
+    """
+
+    candidates: th.Tensor
+    weights: th.Tensor
+    same: th.Tensor
+
+    def _pick(self, index: th.Tensor) -> th.Tensor:
+        return self.candidates[th.arange(len(index), device=index.device), index]
+
+    def mode(self) -> th.Tensor:
+        return self._pick((self.same @ self.weights.unsqueeze(-1)).squeeze(-1).argmax(-1))
+
+    def sample(self, generator: th.Generator | None = None) -> tuple[th.Tensor, th.Tensor]:
+        uniform = th.rand(len(self.weights), 1, generator=generator).to(self.weights.device)
+        index = (self.weights.cumsum(-1) < uniform).sum(-1).clamp_max(self.weights.shape[1] - 1)
+        rows = th.arange(len(index), device=index.device)
+        probability = (self.same[rows, index] * self.weights).sum(-1)
+        return self._pick(index), probability.clamp_min(1e-12).log()
+
+
+#: Called with ``(horizon, n_samples)``; returns noise ``(horizon, batch or 1, n_samples, noise_dim)``
+NoiseSource = Callable[[int, int], th.Tensor]
+
+
+@dataclass
+class _Trajectories:
+    """First actions ``(batch, n, dim)``, all actions ``(horizon, batch, n, dim)``, scores and own-policy flags."""
+
+    actions: th.Tensor
+    scores: th.Tensor
+    own: th.Tensor
+
+    @staticmethod
+    def join(parts: list["_Trajectories"]) -> "_Trajectories":
+        return _Trajectories(
+            th.cat([p.actions for p in parts], 2), th.cat([p.scores for p in parts], 1), th.cat([p.own for p in parts])
+        )
+
+
+@th.no_grad()
+def plan(
+    model: PlanningModel,
+    codec: ActionCodec,
+    z: th.Tensor,
+    gamma: float,
+    config: PlannerConfig,
+    noise: NoiseSource,
+    deadline: float | None = None,
+) -> Plan:
+    """
+    Look ahead from ``z`` and return an improved distribution over the first action.
+
+    Each iteration rolls ``n_samples`` action sequences through the model, half drawn from the policy and half wider, and
+    scores them by ``sum_h gamma^h prod(1 - d) r_h + gamma^H prod(1 - d) terminal_value``.
+
+    :param model: The three verbs
+    :param codec: Action codec
+    :param z: Latents, shape ``(batch, ...)``
+    :param gamma: Discount factor
+    :param config: Budget
+    :param noise: Source of the sampling noise
+    :param deadline: ``time.perf_counter()`` after which no further iteration starts; replaces ``n_iterations``
+    :return: The plan
+    """
+    parts: list[_Trajectories] = []
+    focus = None
+    while True:
+        parts.append(_imagine(model, codec, z, gamma, noise(config.horizon, config.n_samples), focus))
+        done = len(parts) >= config.n_iterations if deadline is None else time.perf_counter() >= deadline
+        if done:
+            break
+        focus = _refit(codec, _Trajectories.join(parts), config)
+    trajectories = _Trajectories.join(parts)
+    prior = model.prior(z)
+    if isinstance(codec, GaussianActions):
+        return _gaussian_plan(trajectories, prior, config)
+    return _categorical_plan(codec, trajectories, prior, config)
+
+
+def _imagine(
+    model: PlanningModel, codec: ActionCodec, z: th.Tensor, gamma: float, noise: th.Tensor, focus: th.Tensor | None
+) -> _Trajectories:
+    horizon, _, n, noise_dim = noise.shape
+    batch = len(z)
+    own = th.arange(n, device=z.device) < (n + 1) // 2
+    flat_own = own.repeat(batch).unsqueeze(-1)
+    z = z.repeat_interleave(n, 0)
+    score = th.zeros(batch * n, device=z.device)
+    weight = th.ones_like(score)
+    actions = []
+    for h in range(horizon):
+        params = model.prior(z)
+        wide = codec.widen(params) if focus is None else focus[h].repeat_interleave(n, 0)
+        params = th.where(flat_own, params, wide)
+        step_noise = noise[h].to(z.device).expand(batch, n, noise_dim).reshape(batch * n, noise_dim)
+        a, _ = codec.sample(params, step_noise)
+        if h == 0 and focus is None and isinstance(codec, CategoricalActions):
+            a = _cover_first_actions(codec, a.view(batch, n, -1), own).flatten(0, 1)
+        # Box actions are kept before the squashing, where the plan is a Gaussian
+        actions.append(_unsquashed(params, step_noise) if isinstance(codec, GaussianActions) else a)
+        z, reward, termination = model.step(z, a)
+        score = score + weight * reward
+        weight = weight * gamma * (1 - termination)
+    score = score + weight * model.terminal_value(z)
+    return _Trajectories(th.stack(actions).view(horizon, batch, n, -1), score.view(batch, n), own)
+
+
+def _unsquashed(params: th.Tensor, noise: th.Tensor) -> th.Tensor:
+    mean, log_std = params.chunk(2, -1)
+    return mean + log_std.exp() * noise
+
+
+def _cover_first_actions(codec: CategoricalActions, a: th.Tensor, own: th.Tensor) -> th.Tensor:
+    """Where the joint actions are few, the wide half tries each of them first, in turn; ``a`` is ``(batch, n, dim)``."""
+    n_wide = int((~own).sum())
+    if not codec.enumerable or codec.n_joint > n_wide:
+        return a
+    a = a.clone()
+    a[:, ~own] = codec.joint_inputs[th.arange(n_wide, device=a.device) % codec.n_joint]
+    return a
+
+
+def _weights(trajectories: _Trajectories, config: PlannerConfig) -> th.Tensor:
+    scores = trajectories.scores
+    n = scores.shape[1]
+    log_uniform = th.full_like(scores, -math.log(n))
+    return kl_bounded_weights(scores, log_uniform, math.log(config.n_samples / config.n_effective))
+
+
+def _refit(codec: ActionCodec, trajectories: _Trajectories, config: PlannerConfig) -> th.Tensor:
+    """
+    :return: Parameters to draw the wide half of the next iteration from, shape ``(horizon, batch, params_dim)``
+    """
+    w = _weights(trajectories, config).unsqueeze(-1)  # (batch, n, 1)
+    mean = (w * trajectories.actions).sum(2)  # (horizon, batch, dim)
+    if isinstance(codec, GaussianActions):
+        var = (w * (trajectories.actions - mean.unsqueeze(2)).square()).sum(2)
+        return th.cat([mean, var.sqrt().clamp_min(config.min_std).log()], -1)
+    # A little of the uniform keeps every action possible
+    mixture = 0.9 * mean + 0.1 * codec.uniform.flatten()
+    return mixture.clamp_min(1e-30).log() + codec.penalty.flatten()
+
+
+def _gain(trajectories: _Trajectories, planned: th.Tensor) -> th.Tensor:
+    own = trajectories.scores[:, trajectories.own].mean(-1)
+    return planned - own
+
+
+def _gaussian_plan(trajectories: _Trajectories, prior: th.Tensor, config: PlannerConfig) -> GaussianPlan:
+    w = _weights(trajectories, config)
+    u = trajectories.actions[0]  # (batch, n, dim)
+    mean = (w.unsqueeze(-1) * u).sum(1)
+    var = (w.unsqueeze(-1) * (u - mean.unsqueeze(1)).square()).sum(1)
+    log_std = var.sqrt().clamp_min(config.min_std).log()
+    kl = gaussian_kl(mean, log_std, *prior.chunk(2, -1))
+    return GaussianPlan(_gain(trajectories, (w * trajectories.scores).sum(-1)), kl, mean, log_std)
+
+
+def _categorical_plan(
+    codec: CategoricalActions, trajectories: _Trajectories, prior: th.Tensor, config: PlannerConfig
+) -> CategoricalPlan:
+    candidates = trajectories.actions[0]  # (batch, n, dim)
+    same = (candidates @ candidates.transpose(1, 2) > codec.n_factors - 0.5).float()  # (batch, n, n)
+    # The score of an action: the mean over its sequences, tilted to the good ones (never to nothing)
+    w = _weights(trajectories, config) + 1e-6
+    score = (same @ (w * trajectories.scores).unsqueeze(-1) / (same @ w.unsqueeze(-1))).squeeze(-1)
+    log_prior = codec.log_prob(prior.unsqueeze(1), candidates) - same.sum(-1).log()
+    log_prior = log_prior.clamp_min(-30.0).log_softmax(-1)
+    bound = min(math.log(config.n_samples / config.n_effective), 2 * codec.target_entropy)
+    weights = kl_bounded_weights(score, log_prior, bound)
+    kl = (weights * (weights.clamp_min(1e-12).log() - log_prior)).sum(-1)
+    return CategoricalPlan(_gain(trajectories, (weights * score).sum(-1)), kl, candidates, weights, same)

@@ -1,0 +1,423 @@
+"""The policy object: SB3's outer shape around the implicit world model, its frozen copy and the planning switch."""
+
+import copy
+import time
+import warnings
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    Distribution,
+    MultiCategoricalDistribution,
+    SquashedDiagGaussianDistribution,
+)
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from sb3_m3po.actions import GaussianActions, make_action_codec
+from sb3_m3po.nets import RunningNorm
+from sb3_m3po.planner import NoiseSource, Plan, PlannerConfig, plan
+from sb3_m3po.world_model import Sizes, WorldModel
+
+#: Key of the running statistics of a space that is no Dict
+_PLAIN = "observation"
+
+
+class PlanningSwitch:
+    """What :meth:`WorldModelPolicy.set_planning` returns: leaving it as a context restores what was before."""
+
+    def __init__(self, policy: "WorldModelPolicy", before: tuple[PlannerConfig | None, float | None]):
+        self._policy = policy
+        self._before = before
+
+    def __enter__(self) -> "PlanningSwitch":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._policy._planning, self._policy._planning_milliseconds = self._before
+
+
+class WorldModelPolicy(ActorCriticPolicy):
+    """
+    Policy and implicit world model of M3PO.
+
+    ``forward``, ``evaluate_actions``, ``get_distribution`` and ``predict_values`` describe the policy network alone;
+    ``predict`` plans when planning is switched on.
+
+    :param observation_space: Observation space
+    :param action_space: Action space: Box, Discrete, MultiDiscrete or MultiBinary
+    :param lr_schedule: Learning rate schedule
+    :param net_arch: Hidden layers of the policy (``pi``) and of each critic (``vf``), as a dict; a list is for both
+    :param activation_fn: Activation of all hidden layers
+    :param use_sde: Not supported, must be False
+    :param log_std_init: Logarithm of the initial standard deviation before the squashing, in (-4, 0.5)
+    :param features_extractor_class: Features extractor, in the gradient path of the world model
+    :param features_extractor_kwargs: Its keyword arguments
+    :param share_features_extractor: Must be True: one latent serves policy, model and critics
+    :param normalize_images: Whether to divide images by 255
+    :param optimizer_class: Optimizer, ``th.optim.AdamW`` by default
+    :param optimizer_kwargs: Its keyword arguments, without the learning rate
+    :param latent_dim: Width of the latent, a multiple of 8
+    :param encoder_arch: Hidden layers between features extractor and latent
+    :param model_arch: Hidden layers of the dynamics; the last is the width of the model's value network too
+    :param n_critics: Members of the critic ensemble
+    :param gamma: Discount factor, for planning
+    :param planner_kwargs: See :class:`~sb3_m3po.planner.PlannerConfig`
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.SiLU,
+        use_sde: bool = False,
+        log_std_init: float = 0.0,
+        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        share_features_extractor: bool = True,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.AdamW,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        latent_dim: int = 128,
+        encoder_arch: list[int] | None = None,
+        model_arch: list[int] | None = None,
+        n_critics: int = 5,
+        gamma: float = 0.99,
+        planner_kwargs: dict[str, Any] | None = None,
+    ):
+        if use_sde:
+            raise ValueError("M3PO does not support generalized State-Dependent Exploration: pass use_sde=False")
+        if not share_features_extractor:
+            raise ValueError("M3PO's policy, model and critics share one latent: pass share_features_extractor=True")
+        self.sizes = Sizes(latent_dim=latent_dim, n_critics=n_critics)
+        self.sizes.encoder_arch = self.sizes.encoder_arch if encoder_arch is None else list(encoder_arch)
+        self.sizes.model_arch = self.sizes.model_arch if model_arch is None else list(model_arch)
+        self.gamma = gamma
+        self.planner_kwargs = {} if planner_kwargs is None else planner_kwargs
+        self.planner_config = PlannerConfig(**self.planner_kwargs)
+        self._planning: PlannerConfig | None = None
+        self._planning_milliseconds: float | None = None
+        self._noise_bank: dict[tuple[int, int, int], th.Tensor] = {}
+        #: Random generator of the actions taken while collecting; ``None`` is the global one
+        self.generator: th.Generator | None = None
+        if net_arch is None:
+            net_arch = dict(pi=self.sizes.pi_arch, vf=self.sizes.critic_arch)
+        if optimizer_kwargs is None:
+            optimizer_kwargs = dict(weight_decay=1e-4, fused=True) if optimizer_class is th.optim.AdamW else {}
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch=net_arch,
+            activation_fn=activation_fn,
+            log_std_init=log_std_init,
+            features_extractor_class=features_extractor_class,
+            # Copied: SB3 adds an entry of its own to it
+            features_extractor_kwargs=dict(features_extractor_kwargs or {}),
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        if isinstance(self.net_arch, dict):
+            self.sizes.pi_arch, self.sizes.critic_arch = self.net_arch.get("pi", []), self.net_arch.get("vf", [])
+        else:
+            self.sizes.pi_arch = self.sizes.critic_arch = list(self.net_arch)
+        codec = make_action_codec(self.action_space, self.log_std_init)
+        if isinstance(self.action_space, spaces.Box):
+            self._squash_output = True
+            self.action_dist = SquashedDiagGaussianDistribution(codec.input_dim)
+        self.norms = nn.ModuleDict({key: RunningNorm(s.shape) for key, s in self._normalized_spaces().items()})
+        self.world_model = WorldModel(self.features_dim, codec, self.sizes, self.activation_fn)
+        self.bar = copy.deepcopy(self.world_model).requires_grad_(False)
+        self.bar_features_extractor = copy.deepcopy(self.features_extractor).requires_grad_(False)
+        self.log_ent_coef = nn.Parameter(th.zeros(1))
+        self.log_kl_coef = nn.Parameter(th.zeros(1))
+        for name in ("return_scale", "bar_scale", "q_range"):  # what one scaled unit is worth: now, and for the copies
+            self.register_buffer(name, th.ones(1))
+        self.register_buffer("gap_median", th.zeros(1))
+
+        # The policy and the critics; the model learns in a phase of its own
+        kwargs = self.optimizer_kwargs
+        model = self.world_model
+        acting = [*model.actor.parameters(), *model.critics.parameters()]
+        self.optimizer = self.optimizer_class(acting, lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
+        learned = [*self.features_extractor.parameters(), *model.model_parameters()]
+        self.model_optimizer = self.optimizer_class(learned, lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
+        self.coef_optimizer = th.optim.Adam([self.log_ent_coef, self.log_kl_coef], lr=lr_schedule(1))
+
+    def _normalized_spaces(self) -> dict[str, spaces.Box]:
+        """Vectors and other Boxes that are no images."""
+        space = self.observation_space
+        parts = space.spaces if isinstance(space, spaces.Dict) else {_PLAIN: space}
+        return {
+            key.replace(".", "_"): part
+            for key, part in parts.items()
+            if isinstance(part, spaces.Box) and not is_image_space(part, normalized_image=not self.normalize_images)
+        }
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        sizes = self.sizes
+        return dict(
+            observation_space=self.observation_space,
+            action_space=self.action_space,
+            lr_schedule=self._dummy_schedule,
+            net_arch=self.net_arch,
+            activation_fn=self.activation_fn,
+            log_std_init=self.log_std_init,
+            features_extractor_class=self.features_extractor_class,
+            features_extractor_kwargs=self.features_extractor_kwargs,
+            share_features_extractor=self.share_features_extractor,
+            normalize_images=self.normalize_images,
+            optimizer_class=self.optimizer_class,
+            optimizer_kwargs=self.optimizer_kwargs,
+            latent_dim=sizes.latent_dim,
+            encoder_arch=sizes.encoder_arch,
+            model_arch=sizes.model_arch,
+            n_critics=sizes.n_critics,
+            gamma=self.gamma,
+            planner_kwargs=self.planner_kwargs,
+        )
+
+    def train(self, mode: bool = True) -> "WorldModelPolicy":
+        """The frozen copies stay in evaluation mode: only a sync changes them."""
+        super().train(mode)
+        if hasattr(self, "bar"):
+            self.bar.eval()
+            self.bar_features_extractor.eval()
+        return self
+
+    # ---------------------------------------------------------------- latents
+
+    def extract_features(  # type: ignore[override]
+        self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None
+    ) -> th.Tensor:
+        """
+        Preprocess as SB3 does, normalise what is a vector by the frozen statistics, extract features.
+
+        :return: Shape ``(batch, features_dim)``
+        """
+        prepared = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
+        if isinstance(prepared, dict):
+            prepared = {key: self._norm(key.replace(".", "_"), part) for key, part in prepared.items()}
+        else:
+            prepared = self._norm(_PLAIN, prepared)
+        return (self.features_extractor if features_extractor is None else features_extractor)(prepared)
+
+    def _norm(self, key: str, part: th.Tensor) -> th.Tensor:
+        return self.norms[key](part) if key in self.norms else part
+
+    def encode(self, obs: PyTorchObs) -> th.Tensor:
+        """:return: ``h(o)``, shape ``(batch, latent_dim)``"""
+        return self.world_model.encode(self.extract_features(obs))
+
+    def encode_bar(self, obs: PyTorchObs) -> th.Tensor:
+        """:return: ``h_bar(o)`` of the last sync, shape ``(batch, latent_dim)``"""
+        return self.bar.encode(self.extract_features(obs, self.bar_features_extractor))
+
+    def observe(self, observations: np.ndarray | dict[str, np.ndarray]) -> None:
+        """
+        Take new observations into the running statistics, which apply from the next sync on.
+
+        :param observations: Shape ``(n_steps, n_envs, ...)``
+        """
+        parts = observations if isinstance(observations, dict) else {_PLAIN: observations}
+        for key, part in parts.items():
+            if key.replace(".", "_") in self.norms:
+                self.norms[key.replace(".", "_")].update(part.reshape(-1, *part.shape[2:]))
+
+    def sync(self, return_scale: float, can_terminate: bool) -> None:
+        """
+        Copy the networks to their bars, apply the observation statistics, move to a new return scale.
+
+        :param return_scale: Reward units per scaled unit from now on; it never shrinks
+        :param can_terminate: Whether the task has ever terminated
+        """
+        with th.no_grad():
+            self.world_model.can_terminate.fill_(float(can_terminate))
+            self.bar.load_state_dict(self.world_model.state_dict())
+            self.bar_features_extractor.load_state_dict(self.features_extractor.state_dict())
+            for norm in self.norms.values():
+                norm.freeze()
+            self.bar_scale.copy_(self.return_scale)
+            self.return_scale.fill_(return_scale)
+            self.q_range *= self.bar_ratio
+            self.gap_median *= self.bar_ratio
+
+    @property
+    def bar_ratio(self) -> th.Tensor:
+        """:return: ``s_old / s``: turns the bars' values into today's scaled units, shape ``(1,)``"""
+        return self.bar_scale / self.return_scale
+
+    # ------------------------------------------------------- SB3's interface
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        Act by the policy.
+
+        :return: Actions (Box: in [-1, 1]), values in reward units ``(batch, 1)``, log-probabilities ``(batch,)``
+        """
+        z = self.encode(obs)
+        model = self.world_model
+        params = model.prior(z)
+        if deterministic:
+            inputs = model.codec.mode(params)
+            actions = model.codec.to_env(inputs)
+            log_prob = self._distribution(params).log_prob(self._distribution_actions(actions))
+        else:
+            noise = model.codec.noise((len(z),), self.generator).to(z.device)
+            inputs, log_prob = model.codec.sample(params, noise)
+            actions = model.codec.to_env(inputs)
+        return actions, self._values(z), log_prob
+
+    def act_by_plan(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor, th.Tensor, Plan]:
+        """
+        Act by a sample of the plan, with the collection's own noise.
+
+        :return: As :meth:`forward`, the log-probability under the plan; and the plan
+        """
+        z = self.encode(obs)
+        codec = self.world_model.codec
+        planned = self.make_plan(
+            z, self.planner_config, lambda horizon, n: codec.noise((horizon, len(z), n), self.generator)
+        )
+        inputs, log_prob = planned.sample(self.generator)
+        return codec.to_env(inputs), self._values(z), log_prob, planned
+
+    def make_plan(self, z: th.Tensor, config: PlannerConfig, noise: NoiseSource, deadline: float | None = None) -> Plan:
+        """:return: The plan from latents ``z``, see :func:`~sb3_m3po.planner.plan`"""
+        return plan(self.world_model, self.world_model.codec, z, self.gamma, config, noise, deadline)
+
+    def _values(self, z: th.Tensor) -> th.Tensor:
+        return (self.return_scale * self.world_model.policy_value(z)).unsqueeze(-1)
+
+    def _distribution(self, params: th.Tensor) -> Distribution:
+        codec = self.world_model.codec
+        if isinstance(codec, GaussianActions):
+            mean, log_std = params.chunk(2, -1)
+            # SB3's own proba_distribution() adds log_std to zeros of the mean's shape: a batch of them is as good
+            return SquashedDiagGaussianDistribution(codec.input_dim).proba_distribution(mean, log_std)
+        logits = params[..., codec.legal_index]
+        dist = self.action_dist
+        if isinstance(dist, BernoulliDistribution):
+            pairs = logits.unflatten(-1, (-1, 2))
+            return dist.proba_distribution(pairs[..., 1] - pairs[..., 0])
+        assert isinstance(dist, (CategoricalDistribution, MultiCategoricalDistribution))
+        return dist.proba_distribution(logits)
+
+    def _distribution_actions(self, actions: th.Tensor) -> th.Tensor:
+        """Environment actions as SB3's distributions count them: flat, and from zero."""
+        codec = self.world_model.codec
+        if isinstance(codec, GaussianActions):
+            return actions.reshape(-1, codec.input_dim).float()
+        actions = actions.reshape(-1, codec.n_factors) - codec.start
+        return actions.squeeze(-1) if isinstance(self.action_space, spaces.Discrete) else actions.float()
+
+    def get_distribution(self, obs: PyTorchObs) -> Distribution:
+        """
+        :return: The policy's distribution: of scaled actions (Box), of actions counted from zero (discrete kinds)
+        """
+        return self._distribution(self.world_model.prior(self.encode(obs)))
+
+    def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+        """
+        :param actions: As :meth:`forward` returns them and the rollout buffer stores them
+        :return: Values in reward units, log-probabilities, entropies (``None`` for Box)
+        """
+        z = self.encode(obs)
+        distribution = self._distribution(self.world_model.prior(z))
+        return self._values(z), distribution.log_prob(self._distribution_actions(actions)), distribution.entropy()
+
+    def predict_values(self, obs: PyTorchObs) -> th.Tensor:
+        """:return: Pessimistic values of the policy in reward units, shape ``(batch, 1)``"""
+        return self._values(self.encode(obs))
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        z = self.encode(observation)
+        codec = self.world_model.codec
+        if self._planning is not None:
+            planned = self._plan_for_prediction(z, self._planning)
+            return codec.to_env(planned.mode() if deterministic else planned.sample()[0])
+        params = self.world_model.prior(z)
+        if deterministic:
+            return codec.to_env(codec.mode(params))
+        return codec.to_env(codec.sample(params, codec.noise((len(z),)).to(z.device))[0])
+
+    # -------------------------------------------------------------- planning
+
+    def set_planning(
+        self, samples: int | None = 64, iterations: int = 2, milliseconds: float | None = None
+    ) -> PlanningSwitch:
+        """
+        Let the predictions that follow plan, or not. As a context manager, until the context ends.
+
+        With a budget of samples and iterations a deterministic prediction is a pure function of the observation and draws
+        nothing from any global random generator. A budget of milliseconds depends on the machine and can't be pure.
+
+        :param samples: Action sequences per iteration; 0 or ``None`` switches planning off
+        :param iterations: Rounds of drawing
+        :param milliseconds: Iterate until so much time has passed since the plan began, instead of ``iterations`` rounds
+        :return: A context manager that restores what was before
+        :raises ValueError: for a budget that is not positive
+        """
+        before = (self._planning, self._planning_milliseconds)
+        if milliseconds is not None and milliseconds <= 0:
+            raise ValueError(f"milliseconds={milliseconds} must be positive; set_planning(0) switches planning off")
+        if not samples:
+            self._planning = self._planning_milliseconds = None
+            return PlanningSwitch(self, before)
+        if milliseconds is not None:
+            warnings.warn(
+                "Planning for a number of milliseconds depends on the machine's speed: predictions are not reproducible. "
+                "Give samples and iterations instead where that matters.",
+                stacklevel=2,
+            )
+        kwargs = {**self.planner_kwargs, "n_samples": samples, "n_iterations": iterations}
+        kwargs["n_effective"] = min(self.planner_config.n_effective, samples)
+        self._planning, self._planning_milliseconds = PlannerConfig(**kwargs), milliseconds
+        return PlanningSwitch(self, before)
+
+    def _plan_for_prediction(self, z: th.Tensor, config: PlannerConfig) -> Plan:
+        """Plan with the fixed noise bank, the same for every row of the batch."""
+        iteration = -1
+
+        def noise(horizon: int, n: int) -> th.Tensor:
+            nonlocal iteration
+            iteration += 1
+            key = (iteration, horizon, n)
+            if key not in self._noise_bank:
+                generator = th.Generator().manual_seed(iteration)
+                self._noise_bank[key] = self.world_model.codec.noise((horizon, 1, n), generator)
+            return self._noise_bank[key]
+
+        deadline = None
+        if self._planning_milliseconds is not None:
+            deadline = time.perf_counter() + self._planning_milliseconds / 1000
+        return self.make_plan(z, config, noise, deadline)
+
+
+MlpPolicy = WorldModelPolicy
+
+
+class CnnPolicy(WorldModelPolicy):
+    """World model policy for images: :class:`WorldModelPolicy` with SB3's ``NatureCNN``."""
+
+    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
+        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+
+
+class MultiInputPolicy(WorldModelPolicy):
+    """World model policy for Dict observations: :class:`WorldModelPolicy` with SB3's ``CombinedExtractor``."""
+
+    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor, **kwargs: Any):
+        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)

@@ -1,0 +1,188 @@
+"""
+The implicit world model and what lives on its latent: nothing here reconstructs an observation.
+
+The verbs are ``encode``, ``features``, ``step``, ``value``, ``critic_logits``, ``prior`` and ``terminal_value``; planner
+and losses know only those.
+"""
+
+from dataclasses import dataclass, field
+
+import torch as th
+from torch import nn
+
+from sb3_m3po.actions import ActionCodec, GaussianActions
+from sb3_m3po.math import decode, value_bins
+from sb3_m3po.nets import Ensemble, SimNorm, mlp, orthogonal
+
+
+@dataclass
+class Sizes:
+    """Widths of the networks; every one of them is a ``policy_kwargs`` entry."""
+
+    latent_dim: int = 128
+    encoder_arch: list[int] = field(default_factory=lambda: [256])
+    model_arch: list[int] = field(default_factory=lambda: [256, 256])
+    pi_arch: list[int] = field(default_factory=lambda: [256, 256])
+    critic_arch: list[int] = field(default_factory=lambda: [128])
+    n_critics: int = 5
+
+    def check(self) -> None:
+        """:raises ValueError: for a size that can't be built"""
+        if self.latent_dim < 8 or self.latent_dim % 8:
+            raise ValueError(f"latent_dim={self.latent_dim} must be a positive multiple of 8 (the latent's groups)")
+        if self.n_critics < 1:
+            raise ValueError(f"n_critics={self.n_critics} must be at least 1")
+
+
+class WorldModel(nn.Module):
+    """
+    Latent dynamics, reward, termination and value, the critic ensemble and the policy.
+
+    Rewards and values are in scaled units, as logits over fixed bins. Shapes: ``z`` is ``(batch, latent_dim)``, ``a`` is
+    ``(batch, codec.input_dim)``.
+
+    :param features_dim: Width of the features extractor's output
+    :param codec: Action codec
+    :param sizes: Widths
+    :param activation_fn: Activation of all hidden layers
+    """
+
+    bins: th.Tensor
+    can_terminate: th.Tensor
+
+    def __init__(self, features_dim: int, codec: ActionCodec, sizes: Sizes, activation_fn: type[nn.Module] = nn.SiLU):
+        super().__init__()
+        sizes.check()
+        self.codec = codec
+        self.latent_dim = sizes.latent_dim
+        self.register_buffer("bins", value_bins(), persistent=False)
+        # 1 once the task has terminated: until then the model predicts no termination
+        self.register_buffer("can_terminate", th.zeros(1))
+        n_bins = len(self.bins)
+
+        encoder = mlp(features_dim, sizes.encoder_arch, activation_fn)
+        encoder_dim = sizes.encoder_arch[-1] if sizes.encoder_arch else features_dim
+        self.encoder = nn.Sequential(encoder, orthogonal(nn.Linear(encoder_dim, sizes.latent_dim)), SimNorm())
+
+        self.trunk = mlp(sizes.latent_dim + codec.input_dim, sizes.model_arch, activation_fn)
+        self.trunk_dim = sizes.model_arch[-1] if sizes.model_arch else sizes.latent_dim + codec.input_dim
+        # One product for all heads: next latent, reward logits, termination logit
+        self.heads = orthogonal(nn.Linear(self.trunk_dim, sizes.latent_dim + n_bins + 1))
+        self.simnorm = SimNorm()
+        value_arch = sizes.model_arch[-1:]
+        self.value_trunk = mlp(sizes.latent_dim, value_arch, activation_fn)
+        self.value_head = nn.Linear(value_arch[-1] if value_arch else sizes.latent_dim, n_bins)
+
+        critic_input = sizes.latent_dim if codec.enumerable else self.trunk_dim
+        n_outputs = getattr(codec, "n_joint", 0) if codec.enumerable else 1
+        self.critics = Ensemble(critic_input, sizes.critic_arch, n_outputs * n_bins, sizes.n_critics, activation_fn)
+
+        pi_dim = sizes.pi_arch[-1] if sizes.pi_arch else sizes.latent_dim
+        self.actor = nn.Sequential(
+            mlp(sizes.latent_dim, sizes.pi_arch, activation_fn), orthogonal(nn.Linear(pi_dim, codec.params_dim), gain=0.01)
+        )
+        self._zero_outcome_heads()
+
+    def _zero_outcome_heads(self) -> None:
+        with th.no_grad():
+            self.heads.weight[self.latent_dim :] = 0
+            self.heads.bias[-1] = -5.0
+            self.value_head.weight.zero_()
+            self.value_head.bias.zero_()
+
+    def model_parameters(self) -> list[nn.Parameter]:
+        """
+        :return: What phase A trains, without the features extractor
+        """
+        modules = (self.encoder, self.trunk, self.heads, self.value_trunk, self.value_head)
+        return [p for module in modules for p in module.parameters()]
+
+    def encode(self, features: th.Tensor) -> th.Tensor:
+        """
+        :param features: Output of the features extractor, shape ``(batch, features_dim)``
+        :return: Latent ``z``
+        """
+        return self.encoder(features)
+
+    def features(self, z: th.Tensor, a: th.Tensor) -> th.Tensor:
+        """
+        :return: Features ``f`` of a step, shape ``(batch, trunk_dim)``
+        """
+        return self.trunk(th.cat([z, a], dim=-1))
+
+    def outcome(self, f: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :return: Next latent, reward logits ``(batch, n_bins)``, termination logit ``(batch,)``
+        """
+        out = self.heads(f)
+        next_z, reward_logits, termination_logit = out.split([self.latent_dim, len(self.bins), 1], dim=-1)
+        return self.simnorm(next_z), reward_logits, termination_logit.squeeze(-1)
+
+    def step(self, z: th.Tensor, a: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :return: Next latent, expected reward in scaled units, probability of termination; the latter two ``(batch,)``
+        """
+        next_z, reward_logits, termination_logit = self.outcome(self.features(z, a))
+        return next_z, decode(reward_logits, self.bins), th.sigmoid(termination_logit) * self.can_terminate
+
+    def value_logits(self, z: th.Tensor) -> th.Tensor:
+        """
+        :return: Logits of the model-based value, shape ``(..., n_bins)``
+        """
+        return self.value_head(self.value_trunk(z))
+
+    def value(self, z: th.Tensor) -> th.Tensor:
+        """
+        :return: Model-based value ``V_mb`` in scaled units, shape ``(batch,)``
+        """
+        return decode(self.value_logits(z), self.bins)
+
+    def critic_logits(self, x: th.Tensor, frozen: bool = False) -> th.Tensor:
+        """
+        :param x: Latent ``z`` for enumerable actions, else features ``f``
+        :param frozen: Let gradients reach ``x`` only
+        :return: Shape ``(n_critics, batch, n_joint, n_bins)`` or ``(n_critics, batch, n_bins)``
+        """
+        logits = self.critics(x, frozen)
+        return logits.unflatten(-1, (-1, len(self.bins))) if self.codec.enumerable else logits
+
+    def prior(self, z: th.Tensor) -> th.Tensor:
+        """
+        :return: The policy's parameters, shape ``(batch, codec.params_dim)``
+        """
+        return self.codec.parameters_from(self.actor(z))
+
+    def action_values(self, z: th.Tensor, a: th.Tensor | None = None) -> th.Tensor:
+        """
+        :param a: Model inputs; not read for enumerable actions
+        :return: Shape ``(n_critics, batch, n_joint)`` or ``(n_critics, batch)``, in scaled units
+        """
+        x = z if self.codec.enumerable else self.features(z, a)  # type: ignore[arg-type]
+        return decode(self.critic_logits(x), self.bins)
+
+    def expected_value(self, z: th.Tensor, params: th.Tensor, a: th.Tensor | None = None) -> th.Tensor:
+        """
+        ``E_{a ~ params} min_k Q_k(z, a)``: exact for enumerable actions, else at the given action.
+
+        :param params: Parameters of the policy that is valued
+        :param a: Sampled (or modal) model inputs
+        :return: Shape ``(batch,)``, in scaled units
+        """
+        worst = self.action_values(z, a).amin(0)
+        if self.codec.enumerable:
+            assert not isinstance(self.codec, GaussianActions)
+            return (self.codec.joint_log_prob(params).exp() * worst).sum(-1)
+        return worst
+
+    def policy_value(self, z: th.Tensor) -> th.Tensor:
+        """
+        :return: Pessimistic value of the policy (at its mode where actions can't be enumerated), shape ``(batch,)``
+        """
+        params = self.prior(z)
+        return self.expected_value(z, params, None if self.codec.enumerable else self.codec.mode(params))
+
+    def terminal_value(self, z: th.Tensor) -> th.Tensor:
+        """
+        :return: ``min(min_k Q_k, V_mb)`` that ends an imagined trajectory, shape ``(batch,)``
+        """
+        return th.minimum(self.policy_value(z), self.value(z))
