@@ -24,14 +24,15 @@ class SequenceBatch(NamedTuple):
     """
     Sequences of real experience, time-first. What lies behind the end of an episode is to be masked.
 
-    :param observations: ``length + 1`` of them; the one behind an episode's end is its real last observation
+    :param states: Ids of ``length + 1`` observations, for :meth:`ReplayMemory.observations_at`; the one behind an
+        episode's end is its real last observation. Shape ``(length + 1, batch)``
     :param actions: Shape ``(length, batch, action_dim)``
     :param rewards: In reward units, shape ``(length, batch)``
     :param terminated: 0 or 1, shape ``(length, batch)``
     :param truncated: Likewise; 1 too where the memory knows no further
     """
 
-    observations: Observations
+    states: np.ndarray
     actions: np.ndarray
     rewards: np.ndarray
     terminated: np.ndarray
@@ -174,16 +175,13 @@ class ReplayMemory:
             self.truncated[newest, env] = True
             self._keep_final(newest, env, self.pos)
 
-    def sample(
-        self, batch_size: int, length: int, rng: np.random.Generator, vec_normalize: VecNormalize | None = None
-    ) -> SequenceBatch:
+    def sample(self, batch_size: int, length: int, rng: np.random.Generator) -> SequenceBatch:
         """
         Draw sequences that start uniformly anywhere in the memory.
 
         :param batch_size: Number of sequences
         :param length: Transitions in each
         :param rng: Random generator
-        :param vec_normalize: Normalises the observations, if given
         :return: The sequences
         :raises ValueError: if the memory is empty
         """
@@ -191,25 +189,36 @@ class ReplayMemory:
             raise ValueError("The replay memory is empty: collect transitions before sampling")
         first = rng.integers(0, self.n_steps, batch_size)
         env = rng.integers(0, self.n_envs, batch_size)
-        steps = np.arange(length + 1)[:, None]
-        index = (self.pos - self.n_steps + first + steps) % self.slots  # (length + 1, batch)
-        edge = steps[:-1] >= self.n_steps - first - 1  # no further than the newest transition
-        observations = {key: array[index, env] for key, array in self.observations.items()}
-        final = np.where(edge & (steps[:-1] > self.n_steps - first - 1), -1, self.final_index[index[:-1], env])
-        time, column = np.nonzero(final >= 0)
-        for key, array in observations.items():
-            array[time + 1, column] = self.final_pool[key][final[time, column]]
-        index = index[:-1]
-        obs: Observations = observations[PLAIN] if PLAIN in observations else observations
-        if vec_normalize is not None:
-            obs = _normalize(obs, vec_normalize)
+        age = self.n_steps - first - np.arange(length + 1)[:, None]  # (length + 1, batch); 1 is the newest transition
+        # Nothing lies behind the observation at the edge: stay there
+        slot = (self.pos - np.maximum(age, 0)) % self.slots
+        states = slot * self.n_envs + env
+        slot, edge = slot[:-1], age[:-1] <= 1
+        final = self.final_index[slot, env]
+        ended = (final >= 0) & (age[:-1] >= 1)
+        states[1:][ended] = self.slots * self.n_envs + final[ended]
         return SequenceBatch(
-            obs,
-            self.actions[index, env],
-            self.rewards[index, env],
-            self.terminated[index, env].astype(np.float32),
-            (self.truncated[index, env] | edge).astype(np.float32),
+            states,
+            self.actions[slot, env],
+            self.rewards[slot, env],
+            self.terminated[slot, env].astype(np.float32),
+            (self.truncated[slot, env] | edge).astype(np.float32),
         )
+
+    def observations_at(self, states: np.ndarray, vec_normalize: VecNormalize | None = None) -> Observations:
+        """
+        :param states: Ids from :meth:`sample`, shape ``(batch,)``
+        :param vec_normalize: Normalises the observations, if given
+        :return: Observations, shape ``(batch, ...)``
+        """
+        in_pool = states >= self.slots * self.n_envs
+        slot, env = np.divmod(np.where(in_pool, 0, states), self.n_envs)
+        observations = {key: array[slot, env] for key, array in self.observations.items()}
+        if in_pool.any():
+            for key, array in observations.items():
+                array[in_pool] = self.final_pool[key][states[in_pool] - self.slots * self.n_envs]
+        obs: Observations = observations[PLAIN] if PLAIN in observations else observations
+        return obs if vec_normalize is None else _normalize(obs, vec_normalize)
 
     def return_scale(self, gamma: float) -> float:
         """
@@ -284,7 +293,6 @@ def _as_dict(obs: Observations) -> dict[str, np.ndarray]:
 
 
 def _normalize(obs: Observations, vec_normalize: VecNormalize) -> Observations:
-    """VecNormalize broadcasts over leading dimensions, so time and batch need no flattening."""
     normalized = vec_normalize.normalize_obs(obs)
     if isinstance(normalized, dict):
         return {key: _to_float32(array) for key, array in normalized.items()}

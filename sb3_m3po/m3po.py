@@ -4,7 +4,7 @@ import io
 import pathlib
 import warnings
 from collections.abc import Iterator
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch as th
@@ -17,6 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance, obs_as_tensor, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_m3po.actions import GaussianActions
 from sb3_m3po.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer, Observations, ReplayMemory, SequenceBatch
 from sb3_m3po.losses import (
     ModelTargets,
@@ -35,8 +36,8 @@ from sb3_m3po.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PlanningSw
 
 SelfM3PO = TypeVar("SelfM3PO", bound="M3PO")
 
-#: Updates whose targets are computed together; targets depend on the frozen copies only
-_CHUNK = 8
+#: Observations that are evaluated at once
+_PIECE = 512
 #: The temperature and the multiplier learn faster than the networks by this factor
 _COEF_SPEED = 10.0
 _ENT_COEF_RANGE = (1e-4, 1.0)
@@ -415,8 +416,9 @@ class M3PO(OnPolicyAlgorithm):
         while ready and self._update_credits >= self.sync_interval:
             self._update_credits -= self.sync_interval
             self._sync()
-            self._fit_world_model()
-            self._improve_policy()
+            model_batch, policy_batch, frozen = self._draw()
+            self._fit_world_model(model_batch, frozen)
+            self._improve_policy(policy_batch, frozen)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _update_learning_rates(self) -> None:
@@ -436,132 +438,140 @@ class M3PO(OnPolicyAlgorithm):
         self.policy.sync(scale, memory.has_terminated or bool(self.policy.world_model.can_terminate))
         self.logger.record("world_model/return_scale", scale)
 
-    def _batches(self, length: int) -> Iterator[tuple["_Tensors", list[slice]]]:
+    def _draw(self) -> tuple["_Sequences", "_Sequences", "_Frozen"]:
         """
-        Draw what ``sync_interval`` updates need, several updates at a time.
+        Draw what the phases up to the next sync learn from.
 
-        :return: Sequences, and the columns of each of the updates that they serve
+        Until then the frozen copies are functions of the observation alone, so they are evaluated once per distinct
+        observation and not once per visit: most of an update's arithmetic would be theirs.
+
+        :return: Sequences of phase A and of phase B, and what the frozen copies say of their observations
         """
-        for done in range(0, self.sync_interval, _CHUNK):
-            n_updates = min(_CHUNK, self.sync_interval - done)
-            batch = self.replay_buffer.sample(n_updates * self.batch_size, length, self._rng, self._vec_normalize_env)
-            slices = [slice(i * self.batch_size, (i + 1) * self.batch_size) for i in range(n_updates)]
-            yield _Tensors(batch, self.policy, self.device), slices
+        n = self.sync_interval * self.batch_size
+        model_batch = self.replay_buffer.sample(n, self.horizon, self._rng)
+        policy_batch = self.replay_buffer.sample(n, self.n_step_returns, self._rng)
+        n_model = model_batch.states.size
+        states, rows = np.unique(
+            np.concatenate([model_batch.states.ravel(), policy_batch.states.ravel()]), return_inverse=True
+        )
+        sequences = [
+            _Sequences(batch, part.reshape(batch.states.shape), self.policy, self.device)
+            for batch, part in ((model_batch, rows[:n_model]), (policy_batch, rows[n_model:]))
+        ]
+        return sequences[0], sequences[1], self._evaluate_frozen(states)
 
-    def _fit_world_model(self) -> None:
-        """Phase A: train encoder, dynamics, outcome heads and the model-based value."""
-        policy, total = self.policy, _Means()
-        learned = policy.model_optimizer.param_groups[0]["params"]
-        for batch, slices in self._batches(self.horizon):
-            targets = self._model_targets(batch)
-            for columns in slices:
-                z = policy.encode(batch.observation(0, columns))
-                actions = batch.actions[:, columns]
-                loss, parts = world_model_loss(
-                    policy.world_model, z, actions, targets.columns(columns.start, columns.stop)
-                )
-                policy.model_optimizer.zero_grad()
-                loss.backward()
-                norm = th.nn.utils.clip_grad_norm_(learned, self.max_grad_norm)
-                policy.model_optimizer.step()
-                total.add(grad_norm=norm, **parts)
-        for name, value in total.items():
-            self._record_finite(f"world_model/{name}", value)
+    def _observations(self, states: np.ndarray) -> Any:
+        """:return: Observations in memory, as the policy takes them"""
+        return obs_as_tensor(self.replay_buffer.observations_at(states, self._vec_normalize_env), self.device)
 
     @th.no_grad()
-    def _model_targets(self, batch: "_Tensors") -> ModelTargets:
-        policy, bar = self.policy, self.policy.bar
-        z = th.stack([policy.encode_bar(batch.observation(t)) for t in range(self.horizon + 1)])
-        flat = z.flatten(0, 1)
-        values = (policy.bar_ratio * self._bar_value(flat)).view(z.shape[:2])
-        rewards = batch.rewards / policy.return_scale
-        return ModelTargets(
-            z[1:],
-            two_hot(rewards, bar.bins),
-            batch.terminated,
-            two_hot(values, bar.bins),
-            alive_mask(batch.terminated, batch.truncated),
-        )
-
-    def _bar_value(self, z: th.Tensor) -> th.Tensor:
-        """:return: ``E_{a ~ pi_bar} min_k Q_bar_k(z, a)`` in the bars' scaled units, by one sample or exactly"""
-        bar = self.policy.bar
-        params = bar.prior(z)
-        if bar.codec.enumerable:
-            return bar.expected_value(z, params)
-        return bar.expected_value(z, params, bar.codec.sample(params, self._noise(len(z)))[0])
+    def _evaluate_frozen(self, states: np.ndarray) -> "_Frozen":
+        """``v(o) = (s_old / s) E_{a ~ pi_bar} min_k Q_bar_k(h_bar(o), a)``, by one sample or exactly."""
+        policy, bar, parts = self.policy, self.policy.bar, []
+        for piece in _pieces(len(states)):
+            z = policy.encode_bar(self._observations(states[piece]))
+            anchor = bar.prior(z)
+            a = None if bar.codec.enumerable else bar.codec.sample(anchor, self._noise(len(z)))[0]
+            parts.append((z, policy.bar_ratio * bar.expected_value(z, anchor, a), anchor))
+        return _Frozen(*(th.cat(column) for column in zip(*parts, strict=True)))
 
     def _noise(self, n: int) -> th.Tensor:
         return self.policy.world_model.codec.noise((n,), self._generator).to(self.device)
 
-    def _improve_policy(self) -> None:
+    def _fit_world_model(self, batch: "_Sequences", frozen: "_Frozen") -> None:
+        """Phase A: train encoder, dynamics, outcome heads and the model-based value."""
+        policy, bins, total = self.policy, self.policy.world_model.bins, _Means()
+        learned = policy.model_optimizer.param_groups[0]["params"]
+        alive = alive_mask(batch.terminated, batch.truncated)
+        for columns in self._updates():
+            rows = batch.rows[:, columns]
+            targets = ModelTargets(
+                frozen.z[rows[1:]],
+                two_hot(batch.rewards[:, columns] / policy.return_scale, bins),
+                batch.terminated[:, columns],
+                two_hot(frozen.value[rows], bins),
+                alive[:, columns],
+            )
+            z = policy.encode(self._observations(batch.states[0, columns]))
+            loss, parts = world_model_loss(policy.world_model, z, batch.actions[:, columns], targets)
+            policy.model_optimizer.zero_grad()
+            loss.backward()
+            norm = th.nn.utils.clip_grad_norm_(learned, self.max_grad_norm)
+            policy.model_optimizer.step()
+            total.add(grad_norm=norm, **parts)
+        for name, value in total.items():
+            self._record_finite(f"world_model/{name}", value)
+
+    def _updates(self) -> Iterator[slice]:
+        """:return: The columns that each update of a phase learns from"""
+        for i in range(self.sync_interval):
+            yield slice(i * self.batch_size, (i + 1) * self.batch_size)
+
+    def _improve_policy(self, batch: "_Sequences", frozen: "_Frozen") -> None:
         """Phase B: one critic and policy update per credit, on the encoder as it now is."""
         policy, model, total = self.policy, self.policy.world_model, _Means()
-        actors, critics = list(model.actor.parameters()), list(model.critics.parameters())
+        learned = policy.optimizer.param_groups[0]["params"]
         model.trunk.requires_grad_(False)
-        for batch, slices in self._batches(self.n_step_returns):
-            prepared = self._prepare_improvement(batch)
-            noise = self._noise(len(prepared.z)) if not model.codec.enumerable else prepared.z
-            for columns in slices:
-                part = prepared.columns(columns)
-                value_loss, bonus = self._critic_step_loss(part)
-                ent_coef, kl_coef = policy.log_ent_coef.exp().detach(), policy.log_kl_coef.exp().detach()
-                q_range = policy.q_range.clamp_min(_MIN_Q_RANGE)
-                terms = policy_terms(model, part.z, part.anchor, noise[columns], q_range, ent_coef)
-                policy_loss = trust_region_loss(terms, self.target_kl, kl_coef)
-                loss = value_loss + policy_loss + self._coef_loss(terms)
-                policy.optimizer.zero_grad()
-                policy.coef_optimizer.zero_grad()
-                loss.backward()
-                th.nn.utils.clip_grad_norm_(actors, self.max_grad_norm)
-                th.nn.utils.clip_grad_norm_(critics, self.max_grad_norm)
-                policy.optimizer.step()
-                self._step_coefs()
-                self._n_updates += 1
-                total.add(
-                    loss=loss, value_loss=value_loss, policy_gradient_loss=policy_loss, entropy_loss=-terms.entropy.mean(),
-                    approx_kl=terms.kl.mean(), clip_fraction=(terms.kl >= (self.target_kl or np.inf)).float().mean(), **bonus,
-                )  # fmt: skip
+        prepared = self._prepare_improvement(batch, frozen)
+        noise = prepared.z if model.codec.enumerable else self._noise(len(prepared.z))
+        for columns in self._updates():
+            part = prepared.columns(columns)
+            value_loss, bonus = self._critic_step_loss(part)
+            ent_coef, kl_coef = policy.log_ent_coef.exp().detach(), policy.log_kl_coef.exp().detach()
+            q_range = policy.q_range.clamp_min(_MIN_Q_RANGE)
+            terms = policy_terms(model, part.z, part.anchor, noise[columns], q_range, ent_coef)
+            policy_loss = trust_region_loss(terms, self.target_kl, kl_coef)
+            loss = value_loss + policy_loss + self._coef_loss(terms)
+            policy.optimizer.zero_grad()
+            policy.coef_optimizer.zero_grad()
+            loss.backward()
+            th.nn.utils.clip_grad_norm_(learned, self.max_grad_norm)
+            policy.optimizer.step()
+            self._step_coefs()
+            self._n_updates += 1
+            total.add(
+                loss=loss, value_loss=value_loss, policy_gradient_loss=policy_loss, entropy_loss=-terms.entropy.mean(),
+                approx_kl=terms.kl.mean(), clip_fraction=(terms.kl >= (self.target_kl or np.inf)).float().mean(), **bonus,
+            )  # fmt: skip
         model.trunk.requires_grad_(True)
         self._log_improvement(total)
 
     @th.no_grad()
-    def _prepare_improvement(self, batch: "_Tensors") -> "_Prepared":
+    def _prepare_improvement(self, batch: "_Sequences", frozen: "_Frozen") -> "_Prepared":
         """All of phase B that its updates don't change: latents, features, TD targets, the anchor policy, the gap."""
-        policy, model, bar = self.policy, self.policy.world_model, self.policy.bar
-        z, actions = policy.encode(batch.observation(0)), batch.actions[0]
-        rewards = batch.rewards / policy.return_scale
+        model = self.policy.world_model
+        rewards = batch.rewards / self.policy.return_scale
         n_step = n_step_return(rewards, batch.terminated, batch.truncated, self.gamma)
-        z_boot = policy.encode_bar(batch.observation_at(n_step.steps))
-        target = n_step.rewards + n_step.discount * policy.bar_ratio * self._bar_value(z_boot)
+        bootstrap = frozen.value[batch.rows.gather(0, n_step.steps.unsqueeze(0)).squeeze(0)]
+        target = n_step.rewards + n_step.discount * bootstrap
         self._update_q_range(target)
-        f = model.features(z, actions) if self.bonus_coef > 0 or not model.codec.enumerable else z
-        gap = th.zeros_like(target)
-        if self.bonus_coef > 0:
-            gap = self._gap(batch, z, f, rewards[0])
-        anchor = bar.prior(policy.encode_bar(batch.observation(0)))
-        chosen = actions @ model.codec.joint_inputs.T if model.codec.enumerable else None
-        if chosen is not None:
-            chosen = chosen.argmax(-1)
-        return _Prepared(z, f, target, anchor, gap, chosen)
+        next_value = rewards[0] + self.gamma * (1 - batch.terminated[0]) * frozen.value[batch.rows[1]]
+        parts = []
+        for piece in _pieces(len(target)):
+            z = self.policy.encode(self._observations(batch.states[0, piece]))
+            f = model.features(z, batch.actions[0, piece]) if self.bonus_coef > 0 or not model.codec.enumerable else z
+            gap = self._gap(next_value[piece], f) if self.bonus_coef > 0 else target[piece]
+            parts.append((z, f, gap))
+        z, f, gap = (th.cat(column) for column in zip(*parts, strict=True))
+        chosen = None
+        if not isinstance(model.codec, GaussianActions) and model.codec.enumerable:
+            chosen = (batch.actions[0] @ model.codec.joint_inputs.T).argmax(-1)
+        return _Prepared(z, f, target, frozen.anchor[batch.rows[0]], gap, chosen)
 
-    def _gap(self, batch: "_Tensors", z: th.Tensor, f: th.Tensor, rewards: th.Tensor) -> th.Tensor:
-        """:return: ``|Q_mf - Q_mb|`` and, on the way, its running median"""
-        policy, model = self.policy, self.policy.world_model
-        value = policy.bar_ratio * self._bar_value(policy.encode_bar(batch.observation(1)))
-        q_mf = rewards + self.gamma * (1 - batch.terminated[0]) * value
+    def _gap(self, q_mf: th.Tensor, f: th.Tensor) -> th.Tensor:
+        """:return: ``|Q_mf - Q_mb|``, whose running median is kept"""
+        model, median = self.policy.world_model, self.policy.gap_median
         next_z, reward_logits, termination_logit = model.outcome(f)
         going_on = 1 - th.sigmoid(termination_logit) * model.can_terminate
-        q_mb = decode(reward_logits, model.bins) + self.gamma * going_on * model.value(next_z)
-        gap = (q_mf - q_mb).abs()
-        policy.gap_median += 0.1 * (gap.median() - policy.gap_median)
+        gap = (q_mf - decode(reward_logits, model.bins) - self.gamma * going_on * model.value(next_z)).abs()
+        median += 0.1 * (gap.median() - median)
         return gap
 
     def _update_q_range(self, values: th.Tensor) -> None:
-        """Running 5-95 percentile range, as TD-MPC2's scale but over a chunk at a time."""
+        """Running 5-95 percentile range, as TD-MPC2's scale but once per sync: 0.7 is 128 updates at its rate of 0.01."""
         quantiles = th.tensor([0.05, 0.95], device=values.device)
         low, high = th.quantile(values, quantiles)
-        self.policy.q_range += 0.08 * (high - low - self.policy.q_range)
+        self.policy.q_range += 0.7 * (high - low - self.policy.q_range)
 
     def _critic_step_loss(self, part: "_Prepared") -> tuple[th.Tensor, dict[str, th.Tensor]]:
         model = self.policy.world_model
@@ -667,11 +677,30 @@ class M3PO(OnPolicyAlgorithm):
         return ["policy", "policy.optimizer", "policy.model_optimizer", "policy.coef_optimizer"], []
 
 
-class _Tensors:
-    """A :class:`SequenceBatch` as tensors: model inputs for actions, reward units for rewards."""
+class _Frozen(NamedTuple):
+    """
+    What the frozen copies say of each distinct observation.
 
-    def __init__(self, batch: SequenceBatch, policy: WorldModelPolicy, device: th.device):
-        self._batch, self._device = batch, device
+    :param z: ``h_bar(o)``, shape ``(n, latent_dim)``
+    :param value: In today's scaled units, shape ``(n,)``
+    :param anchor: Parameters of ``pi_bar``, shape ``(n, params_dim)``
+    """
+
+    z: th.Tensor
+    value: th.Tensor
+    anchor: th.Tensor
+
+
+class _Sequences:
+    """
+    A :class:`SequenceBatch` as tensors: model inputs for actions, reward units for rewards.
+
+    :param rows: Where each observation's frozen evaluation stands, shape ``(length + 1, batch)``
+    """
+
+    def __init__(self, batch: SequenceBatch, rows: np.ndarray, policy: WorldModelPolicy, device: th.device):
+        self.states = batch.states
+        self.rows = th.as_tensor(rows, device=device)
         self.rewards, self.terminated, self.truncated = (
             th.as_tensor(x, device=device) for x in (batch.rewards, batch.terminated, batch.truncated)
         )
@@ -679,40 +708,20 @@ class _Tensors:
         actions = th.as_tensor(batch.actions, device=device).flatten(0, 1)
         self.actions = policy.world_model.codec.to_input(actions).view(length, size, -1)
 
-    def observation(self, t: int, columns: slice = slice(None)) -> Any:
-        """:return: Observations at step ``t`` of some of the sequences, as the policy takes them"""
-        return self._take(lambda x: x[t, columns])
 
-    def observation_at(self, steps: th.Tensor) -> Any:
-        """:return: The observation at a step of its own for each sequence"""
-        index = steps.cpu().numpy()
-        return self._take(lambda x: x[index, np.arange(len(index))])
-
-    def _take(self, pick: Any) -> Any:
-        obs = self._batch.observations
-        if isinstance(obs, dict):
-            return {key: th.as_tensor(pick(x), device=self._device) for key, x in obs.items()}
-        return th.as_tensor(pick(obs), device=self._device)
-
-
-class _Prepared:
+class _Prepared(NamedTuple):
     """What the updates of phase B read, one row per sample; ``chosen`` is the joint action's index, if enumerable."""
 
-    def __init__(
-        self,
-        z: th.Tensor,
-        f: th.Tensor,
-        target: th.Tensor,
-        anchor: th.Tensor,
-        gap: th.Tensor,
-        chosen: th.Tensor | None,
-    ):
-        self.z, self.f, self.target, self.anchor, self.gap, self.chosen = z, f, target, anchor, gap, chosen
+    z: th.Tensor
+    f: th.Tensor
+    target: th.Tensor
+    anchor: th.Tensor
+    gap: th.Tensor
+    chosen: th.Tensor | None
 
     def columns(self, rows: slice) -> "_Prepared":
         """:return: Some of the samples"""
-        chosen = None if self.chosen is None else self.chosen[rows]
-        return _Prepared(self.z[rows], self.f[rows], self.target[rows], self.anchor[rows], self.gap[rows], chosen)
+        return _Prepared(*(None if x is None else x[rows] for x in self))
 
 
 class _Means:
@@ -732,6 +741,11 @@ class _Means:
     def items(self) -> list[tuple[str, float]]:
         """:return: Names and means"""
         return [(name, (value / self._count).item()) for name, value in self._sums.items()]
+
+
+def _pieces(n: int) -> Iterator[slice]:
+    """:return: Slices of ``range(n)`` whose activations stay in the processor's cache"""
+    return (slice(start, min(start + _PIECE, n)) for start in range(0, n, _PIECE))
 
 
 def _copy(obs: Observations) -> Observations:

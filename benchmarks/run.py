@@ -1,0 +1,369 @@
+"""
+Train an algorithm on an environment with several seeds, evaluate it on the way, write one CSV row per evaluation.
+
+``python -m benchmarks.run --algo m3po --env CartPole-v1 --steps 40000 --seeds 0 1 2``
+
+The same command goes on after a kill, and skips the seeds that are done.
+"""
+
+import argparse
+import contextlib
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
+
+from benchmarks.algorithms import Settings, algorithm_class, apply_overrides, policy_name, zoo_settings
+from benchmarks.envs import frames_per_decision, vec_env
+from benchmarks.record import CHECKPOINTS, RESULTS, Clock, append_row, commit, machine, read_rows, write_rows
+
+N_EPISODES = 20
+EVALUATION_SEED = 100_000_000
+COLUMNS = (
+    *("algo", "variant", "env", "seed", "steps", "mean_reward", "std_reward", "n_episodes"),
+    *("wall_seconds", "cpu_seconds", "eval_seconds", "n_updates", "commit", "command", "machine"),
+)
+
+
+@dataclass
+class Run:
+    """
+    One training run.
+
+    :param algo: name of the algorithm
+    :param variant: name of its settings
+    :param env_id: id of the environment
+    :param seed: seed of the training
+    :param steps: budget in environment steps (frames where actions are repeated)
+    :param settings: what the algorithm is built with
+    :param command: the command that repeats this run
+    :param out: folder of the CSV files
+    :param checkpoints: folder of the checkpoints
+    :param reward_scale: factor on the training rewards; evaluations are never scaled
+    :param eval_planning: samples and iterations of the planner while evaluating, or ``None`` for the policy alone
+    """
+
+    algo: str
+    variant: str
+    env_id: str
+    seed: int
+    steps: int
+    settings: Settings
+    command: str
+    out: Path = RESULTS
+    checkpoints: Path = CHECKPOINTS
+    reward_scale: float = 1.0
+    eval_planning: tuple[int, int] | None = None
+    provenance: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.provenance = {"commit": commit(), "command": self.command, "machine": machine()}
+
+    @property
+    def csv_path(self) -> Path:
+        """The file of this run's rows."""
+        return self.out / f"{self.algo}-{self.variant}" / f"{self._stem}.csv"
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """The folder of this run's checkpoints and of its last model."""
+        return self.checkpoints / f"{self.algo}-{self.variant}" / self._stem
+
+    @property
+    def _stem(self) -> str:
+        return f"{self.env_id.replace('/', '-')}_seed{self.seed}"
+
+    @property
+    def interval(self) -> int:
+        """Environment steps from one evaluation to the next."""
+        return max(1_000, self.steps // 20)
+
+    @property
+    def frames(self) -> int:
+        """Environment steps per decision."""
+        return frames_per_decision(self.env_id)
+
+    def done(self) -> bool:
+        """Whether the rows reach the end of the budget."""
+        rows = read_rows(self.csv_path)
+        return bool(rows) and int(rows[-1]["steps"]) >= self.steps
+
+
+class Evaluate(BaseCallback):
+    """
+    Evaluate when it is due, record it, keep a checkpoint, and stop at the end of the budget.
+
+    :param run: the run
+    :param eval_env: environments of its own, one per episode, so that each evaluation has the same start states
+    :param clock: seconds of training so far; evaluations and checkpoints are no training
+    """
+
+    def __init__(self, run: Run, eval_env: VecEnv, clock: Clock) -> None:
+        super().__init__()
+        self.run, self.eval_env, self.clock = run, eval_env, clock
+        self._next = 0
+        self._saved_at, self._save_cost = 0.0, 0.0
+
+    def _on_training_start(self) -> None:
+        self._saved_at = self.clock.wall
+        self._plan_next()
+        self.clock.start()
+
+    def _plan_next(self) -> None:
+        """Set the environment step of the next evaluation."""
+        steps = self.num_timesteps * self.run.frames
+        self._next = min((steps // self.run.interval + 1) * self.run.interval, self.run.steps)
+
+    def _on_step(self) -> bool:
+        steps = self.num_timesteps * self.run.frames
+        if steps < self._next:
+            return True
+        self.clock.stop()
+        self._record(steps)
+        finished = steps >= self.run.steps
+        if finished:
+            self.model.save(self.run.checkpoint_dir / "final.zip")
+        else:
+            self._plan_next()
+            self._checkpoint(steps)
+            self.clock.start()
+        return not finished
+
+    def _record(self, steps: int) -> None:
+        """Evaluate and write the row."""
+        started = time.perf_counter()
+        mean, std = evaluate(self.model, self.eval_env, self.run.seed, self.run.eval_planning)
+        seconds = time.perf_counter() - started
+        run, clock = self.run, self.clock
+        row = {"algo": run.algo, "variant": run.variant, "env": run.env_id, "seed": run.seed, "steps": steps}
+        row |= {"mean_reward": round(mean, 4), "std_reward": round(std, 4), "n_episodes": N_EPISODES}
+        row |= {"wall_seconds": round(clock.wall, 2), "cpu_seconds": round(clock.cpu, 2), "eval_seconds": round(seconds, 2)}
+        append_row(run.csv_path, row | {"n_updates": self.model._n_updates} | run.provenance)
+        score = f"{mean:10.2f} +- {std:8.2f}"
+        print(
+            f"{run.algo}-{run.variant} {run.env_id} seed {run.seed}: {steps:>8,} steps {score} {clock.cpu:8.1f} CPU-s",
+            flush=True,
+        )
+
+    def _checkpoint(self, steps: int) -> None:
+        """Save all that a rerun needs; less often where saving takes long."""
+        if self.clock.wall - self._saved_at < max(20.0, 20.0 * self._save_cost):
+            return
+        started = time.perf_counter()
+        save_checkpoint(self.model, self.run, {"steps": steps, "wall": self.clock.wall, "cpu": self.clock.cpu})
+        self._saved_at, self._save_cost = self.clock.wall, time.perf_counter() - started
+
+
+def evaluate(
+    model: BaseAlgorithm, eval_env: VecEnv, seed: int, planning: tuple[int, int] | None = None
+) -> tuple[float, float]:
+    """
+    Run deterministic episodes, one in each environment, always from the same seeds.
+
+    :param model: what is evaluated; its ``VecNormalize`` statistics are copied, not changed
+    :param eval_env: one environment per episode
+    :param seed: the training seed, from which the evaluation's are derived
+    :param planning: samples and iterations of M3PO's planner, or ``None``
+    :return: mean and standard deviation of the returns
+    """
+    training_env = model.get_env()
+    assert training_env is not None
+    if model.get_vec_normalize_env() is not None:
+        sync_envs_normalization(training_env, eval_env)
+    eval_env.seed(EVALUATION_SEED + 1_000 * seed)
+    context = model.set_planning(*planning) if planning else contextlib.nullcontext()  # type: ignore[attr-defined]
+    with context:
+        mean, std = evaluate_policy(model, eval_env, n_eval_episodes=eval_env.num_envs, deterministic=True)
+    return float(mean), float(std)  # type: ignore[arg-type]
+
+
+def save_checkpoint(model: BaseAlgorithm, run: Run, state: dict[str, float]) -> None:
+    """
+    Save model, memory and normalisation; ``state.json`` comes last, so a checkpoint that has it is whole.
+
+    :param model: what is trained
+    :param run: its run
+    :param state: steps and seconds so far
+    """
+    folder = run.checkpoint_dir / f"step{int(state['steps'])}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    model.save(folder / "model.zip")
+    if hasattr(model, "save_replay_buffer"):
+        model.save_replay_buffer(folder / "memory.pkl")
+    if (normalizer := model.get_vec_normalize_env()) is not None:
+        normalizer.save(str(folder / "normalize.pkl"))
+    (folder / "state.json").write_text(json.dumps(state))
+    for other in run.checkpoint_dir.glob("step*"):
+        if other != folder:
+            shutil.rmtree(other)
+
+
+def last_checkpoint(run: Run) -> tuple[Path | None, dict[str, float]]:
+    """
+    :param run: a run
+    :return: the folder of its last whole checkpoint (``None`` without one), and its steps and seconds
+    """
+    whole = [path.parent for path in run.checkpoint_dir.glob("step*/state.json")]
+    if not whole:
+        return None, {"steps": 0, "wall": 0.0, "cpu": 0.0}
+    folder = max(whole, key=lambda path: int(path.name.removeprefix("step")))
+    return folder, json.loads((folder / "state.json").read_text())
+
+
+def build(run: Run, checkpoint: Path | None, steps: int) -> BaseAlgorithm:
+    """
+    Make the model, or load it from a checkpoint.
+
+    :param run: the run
+    :param checkpoint: folder of a checkpoint, or ``None`` to begin
+    :param steps: environment steps of the checkpoint
+    :return: a model with its training environments
+    """
+    settings = run.settings
+    env = vec_env(run.env_id, settings.n_envs, run.seed, run.reward_scale)
+    if settings.normalize is not None:
+        saved = None if checkpoint is None else str(checkpoint / "normalize.pkl")
+        env = VecNormalize(env, **settings.normalize) if saved is None else VecNormalize.load(saved, env)
+    cls = algorithm_class(run.algo)
+    if checkpoint is None:
+        return cls(policy_name(env.observation_space), env, seed=run.seed, device="cpu", **settings.kwargs)
+    model = cls.load(checkpoint / "model.zip", env=env, device="cpu")
+    if hasattr(model, "load_replay_buffer"):
+        model.load_replay_buffer(checkpoint / "memory.pkl")
+    model.set_random_seed(run.seed + 1_000 * steps)
+    return model
+
+
+def train(run: Run) -> None:
+    """
+    Carry out a run from where it stands.
+
+    :param run: the run
+    """
+    if run.done():
+        print(f"{run.csv_path}: done already", flush=True)
+        return
+    th.set_num_threads(1)
+    checkpoint, state = last_checkpoint(run)
+    rows = [row for row in read_rows(run.csv_path) if int(row["steps"]) <= state["steps"]]
+    write_rows(run.csv_path, rows, COLUMNS)
+    run.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+    model = build(run, checkpoint, int(state["steps"]))
+    eval_env = vec_env(run.env_id, N_EPISODES, EVALUATION_SEED)
+    if run.settings.normalize is not None:
+        eval_env = VecNormalize(eval_env, **{**run.settings.normalize, "training": False, "norm_reward": False})
+    callback = Evaluate(run, eval_env, Clock(state["wall"], state["cpu"]))
+    decisions = -(-run.steps // run.frames) - model.num_timesteps
+    model.learn(decisions, callback=callback, reset_num_timesteps=checkpoint is None)
+    for folder in run.checkpoint_dir.glob("step*"):
+        shutil.rmtree(folder)
+
+
+def run_commands(commands: list[list[str]], jobs: int) -> int:
+    """
+    Run commands in processes of their own, so many at a time, in the order given.
+
+    :param commands: arguments of ``python -m``
+    :param jobs: how many at a time
+    :return: how many failed
+    """
+    with ThreadPoolExecutor(jobs) as pool:
+        return sum(pool.map(_run_command, commands))
+
+
+def _run_command(command: list[str]) -> bool:
+    """Run ``python -m`` with these arguments; whether it failed."""
+    code = subprocess.run([sys.executable, "-m", *command], check=False).returncode
+    if code != 0:
+        print(f"FAILED ({code}): python -m {shlex.join(command)}", flush=True)
+    return code != 0
+
+
+def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
+    """
+    :param parser: gets the options that ``run`` and ``suite`` share
+    """
+    parser.add_argument("--algo", default="m3po", help="m3po, ppo, sac, or module:Class")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--n-envs", type=int, help="number of training environments")
+    parser.add_argument("--zoo", action="store_true", help="rl-zoo3's tuned hyperparameters, its normalize included")
+    parser.add_argument("-p", dest="overrides", action="append", default=[], metavar="KEY:VALUE", help="constructor argument")
+    parser.add_argument("--name", help="name of the settings in the results; defaults to what differs from the defaults")
+    parser.add_argument("--reward-scale", type=float, default=1.0, help="factor on the training rewards")
+    parser.add_argument("--eval-planning", type=int, nargs=2, metavar=("SAMPLES", "ITERATIONS"), help="plan in evaluations")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process with one thread")
+
+
+def settings_options(args: argparse.Namespace) -> list[str]:
+    """
+    :param args: what ``add_settings_arguments`` parsed
+    :return: the options that say the same, without the seeds and the number of jobs
+    """
+    options = ["--algo", args.algo]
+    options += ["--n-envs", str(args.n_envs)] if args.n_envs else []
+    options += ["--zoo"] if args.zoo else []
+    options += [part for override in args.overrides for part in ("-p", override)]
+    options += ["--name", args.name] if args.name else []
+    options += ["--reward-scale", f"{args.reward_scale:g}"] if args.reward_scale != 1.0 else []
+    options += ["--eval-planning", *map(str, args.eval_planning)] if args.eval_planning else []
+    options += ["--out", str(args.out)] if args.out != RESULTS else []
+    return options + (["--checkpoints", str(args.checkpoints)] if args.checkpoints != CHECKPOINTS else [])
+
+
+def make_run(args: argparse.Namespace, seed: int) -> Run:
+    """
+    :param args: the parsed command line
+    :param seed: one of its seeds
+    :return: the run
+    """
+    settings = zoo_settings(args.algo, args.env) if args.zoo else Settings()
+    settings.kwargs = apply_overrides(settings.kwargs, args.overrides)
+    settings.n_envs = args.n_envs or settings.n_envs
+    words = ["zoo"] * args.zoo + [override.replace(":", "=") for override in args.overrides]
+    words += [f"envs={args.n_envs}"] if args.n_envs else []
+    words += [f"rewards={args.reward_scale:g}"] if args.reward_scale != 1.0 else []
+    words += ["eval-planning={}x{}".format(*args.eval_planning)] if args.eval_planning else []
+    options = ["--env", args.env, "--steps", str(args.steps), "--seeds", str(seed), *settings_options(args)]
+    command = shlex.join(["python", "-m", "benchmarks.run", *options])
+    run = Run(
+        args.algo.split(":")[-1], args.name or ",".join(words) or "default", args.env, seed, args.steps, settings, command
+    )
+    run.out, run.checkpoints = args.out, args.checkpoints
+    run.reward_scale = args.reward_scale
+    run.eval_planning = tuple(args.eval_planning) if args.eval_planning else None
+    return run
+
+
+def main(argv: list[str] | None = None) -> None:
+    """
+    :param argv: the command line, ``sys.argv`` by default
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", required=True, help="id of the environment")
+    parser.add_argument("--steps", type=int, required=True, help="budget in environment steps (frames for dm_control)")
+    add_settings_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.jobs == 1 or len(args.seeds) == 1:
+        for seed in args.seeds:
+            train(make_run(args, seed))
+        return
+    options = ["benchmarks.run", "--env", args.env, "--steps", str(args.steps), *settings_options(args)]
+    sys.exit(run_commands([[*options, "--seeds", str(seed)] for seed in args.seeds], args.jobs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""
+Time updates, predictions and planned steps, on one thread and at the defaults, on HalfCheetah-v5.
+
+``python -m benchmarks.speed``
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch as th
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+
+from benchmarks.envs import vec_env
+from benchmarks.record import Clock, commit, machine
+from sb3_m3po import M3PO
+
+ENV_ID = "HalfCheetah-v5"
+N_ENVS = (1, 8, 64)
+ROUNDS = 7
+
+
+class TrainingTime(BaseCallback):
+    """
+    Time what lies between rollouts: ``train()``.
+
+    :param clock: runs from the end of a rollout to the beginning of the next, or to the end of training
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+        self.running = False
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.clock.start()
+        self.running = True
+
+    def _on_rollout_start(self) -> None:
+        if self.running:
+            self.clock.stop()
+            self.running = False
+
+    def _on_training_end(self) -> None:
+        self._on_rollout_start()
+
+
+def time_updates(model: BaseAlgorithm, steps: int) -> tuple[float, float]:
+    """
+    :param model: a model whose updates have begun
+    :param steps: environment steps to go on for
+    :return: milliseconds per update, by the wall and by the CPU
+    """
+    before, clock = model._n_updates, Clock()
+    model.learn(steps, callback=TrainingTime(clock), reset_num_timesteps=False)
+    done = model._n_updates - before
+    return 1_000 * clock.wall / done, 1_000 * clock.cpu / done
+
+
+def time_calls(calls: dict[str, Callable[[], object]], seconds: float = 0.3) -> dict[str, float]:
+    """
+    Time functions in turn, several rounds of each, so that a busy moment of the machine meets all of them.
+
+    :param calls: functions by name
+    :param seconds: time for a round of one function
+    :return: median over rounds of the milliseconds per call
+    """
+    rounds: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(ROUNDS + 1):
+        for name, call in calls.items():
+            count, start = 0, time.perf_counter()
+            while (passed := time.perf_counter() - start) < seconds:
+                call()
+                count += 1
+            if number > 0:  # the first round warms up
+                rounds[name].append(1_000 * passed / count)
+    return {name: float(np.median(times)) for name, times in rounds.items()}
+
+
+def updates_table(m3po: M3PO, sac: SAC, steps: int) -> None:
+    """
+    Print the time of an update and the samples visited per CPU-second, M3PO's beside SAC's.
+
+    :param m3po: a model whose updates have begun
+    :param sac: likewise
+    :param steps: environment steps to go on for
+    """
+    print("\n| update | ms (wall) | ms (CPU) | batch rows per CPU-s | transitions in a loss per CPU-s |\n|" + " --- |" * 5)
+    # an update of M3PO is one of the world model, on sequences, and one of critics and policy
+    rows = {"M3PO": 2 * m3po.batch_size, "SAC": sac.batch_size}
+    transitions = {"M3PO": m3po.batch_size * (m3po.horizon + 1), "SAC": sac.batch_size}
+    for name, model in (("M3PO", m3po), ("SAC", sac)):
+        wall, cpu = time_updates(model, steps)
+        per_second = [f"{1_000 * count[name] / cpu:,.0f}" for count in (rows, transitions)]
+        print(f"| {name} | {wall:.1f} | {cpu:.1f} | {per_second[0]} | {per_second[1]} |", flush=True)
+
+
+def predict_table(m3po: M3PO, ppo: PPO) -> None:
+    """
+    Print the time of a prediction of the policy, M3PO's beside PPO's.
+
+    :param m3po: a model
+    :param ppo: likewise
+    """
+    observation = ppo.observation_space.sample().astype(np.float32)
+    models = {"M3PO": m3po, "PPO": ppo}
+    times = time_calls({name: partial(model.predict, observation, deterministic=True) for name, model in models.items()})
+    print("\n| predict | microseconds | relative to PPO |\n| --- | --- | --- |")
+    for name, milliseconds in times.items():
+        print(f"| {name} | {1_000 * milliseconds:.0f} | {milliseconds / times['PPO']:.2f} |")
+
+
+def planning_table(m3po: M3PO) -> None:
+    """
+    Print the time of a planned step of several environments: while collecting, and in predictions.
+
+    :param m3po: a model
+    """
+    config = m3po.policy.planner_config
+    budgets = [(config.n_samples, config.n_iterations), (64, 2)]
+    names = ["collecting", *(f"predict {samples} x {iterations}" for samples, iterations in budgets)]
+    print("\n| environments | " + " | ".join(f"ms, {name}" for name in names) + " | decisions per second |\n|" + " --- |" * 5)
+    for n_envs in N_ENVS:
+        observations = np.stack([m3po.observation_space.sample() for _ in range(n_envs)]).astype(np.float32)
+        tensor = th.as_tensor(observations)
+        calls: list[Callable[[], object]] = [partial(collecting_step, m3po, tensor)]
+        calls += [partial(planned_predict, m3po, observations, *budget) for budget in budgets]
+        times = time_calls(dict(zip(names, calls, strict=True)))
+        rates = " / ".join(f"{1_000 * n_envs / milliseconds:,.0f}" for milliseconds in times.values())
+        print(f"| {n_envs} | {' | '.join(f'{milliseconds:.2f}' for milliseconds in times.values())} | {rates} |", flush=True)
+
+
+def collecting_step(model: M3PO, observations: th.Tensor) -> object:
+    """
+    :param model: a model
+    :param observations: one row per environment
+    :return: what a planned step of collection computes: actions, values, log-probabilities and the plan
+    """
+    with th.no_grad():
+        return model.policy.act_by_plan(observations)
+
+
+def planned_predict(model: M3PO, observations: np.ndarray, samples: int, iterations: int) -> object:
+    """
+    :param model: a model
+    :param observations: one row per environment
+    :param samples: the planner's samples
+    :param iterations: the planner's iterations
+    :return: the prediction
+    """
+    with model.set_planning(samples, iterations):
+        return model.predict(observations, deterministic=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """
+    :param argv: the command line, ``sys.argv`` by default
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=1_024, help="environment steps during which updates are timed")
+    args = parser.parse_args(argv)
+    th.set_num_threads(1)
+    print(f"{ENV_ID}, one thread, defaults; {machine()}; commit {commit()}", flush=True)
+    m3po = M3PO("MlpPolicy", vec_env(ENV_ID, 1, 0), seed=0, device="cpu")
+    sac = SAC("MlpPolicy", vec_env(ENV_ID, 1, 0), seed=0, device="cpu")
+    ppo = PPO("MlpPolicy", vec_env(ENV_ID, 1, 0), seed=0, device="cpu")
+    m3po.learn(1_024)  # past learning_starts, and compiled if it compiles
+    sac.learn(200)
+    updates_table(m3po, sac, args.steps)
+    predict_table(m3po, ppo)
+    planning_table(m3po)
+
+
+if __name__ == "__main__":
+    main()

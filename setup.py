@@ -1,0 +1,94 @@
+"""Packaging of sb3_m3po. The settings of the development tools are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+# MuJoCo newer than 3.3.0 breaks Meta-World 3.1.1 and dm_control 1.0.28.
+MUJOCO = ["gymnasium[mujoco]", "mujoco==3.3.0"]
+# The plot scripts of rl_zoo3 do not import with pandas 3.
+PANDAS = "pandas<3"
+
+EXTRAS = {
+    # Train, tune and plot with rl-zoo3
+    "zoo": ["rl_zoo3[plots]>=2.9,<3", PANDAS, "tensorboard", "moviepy"],
+    # Environments of the benchmarks
+    "envs": [
+        *MUJOCO,
+        "gymnasium[box2d]",
+        "metaworld==3.1.1",
+        "dm_control==1.0.28",
+        "shimmy==2.0.1",
+        "minigrid>=3",
+    ],
+    "ray": ["ray>=2.40"],
+    # examples/demo.py
+    "demo": [*MUJOCO, "matplotlib", "tqdm", "rich"],
+    "docs": ["sphinx>=7,<10", "myst-parser>=4,<6", "furo", "sphinx-copybutton"],
+    # The test suite, and Stable-Baselines3's own tests (`make conformance`)
+    "tests": [
+        *MUJOCO,
+        "gymnasium[box2d]",
+        "dm_control==1.0.28",
+        "shimmy==2.0.1",
+        "minigrid>=3",
+        "sb3_contrib>=2.9,<3",
+        # whose settings of PPO and SAC the benchmarks read
+        "rl_zoo3>=2.9,<3",
+        "pyyaml",
+        "pytest>=8",
+        "pytest-cov",
+        "pytest-xdist",
+        "tensorboard",
+        "tqdm",
+        "rich",
+        "matplotlib",
+        PANDAS,
+        # to build the source distributions that `make conformance` takes the tests from
+        "setuptools>=70",
+        "wheel",
+    ],
+}
+EXTRAS["dev"] = [
+    *EXTRAS["tests"],
+    *EXTRAS["docs"],
+    "black>=26.1,<27",
+    "ruff>=0.5.6",
+    "mypy>=1.9,<3",
+    "types-PyYAML",
+    "build",
+]
+
+setup(
+    name="sb3_m3po",
+    version=(ROOT / "sb3_m3po" / "version.txt").read_text(encoding="utf-8").strip(),
+    description="M3PO, a model-based policy optimization algorithm, for Stable-Baselines3",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    keywords="reinforcement-learning model-based world-model planning stable-baselines3 gymnasium pytorch",
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["sb3_m3po", "sb3_m3po.*"]), "sb3_m3po.hyperparams"],
+    package_dir={"sb3_m3po.hyperparams": "hyperparams"},
+    package_data={"sb3_m3po": ["py.typed", "version.txt"], "sb3_m3po.hyperparams": ["*.yml"]},
+    install_requires=[
+        "stable_baselines3>=2.9,<3",
+        "gymnasium>=1,<2",
+        "torch>=2.3",
+        "numpy",
+    ],
+    extras_require=EXTRAS,
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
