@@ -113,14 +113,23 @@ class CategoricalActions(nn.Module):
     :param space: Discrete, one-dimensional MultiDiscrete or MultiBinary
     """
 
+    start: th.Tensor
+    penalty: th.Tensor
+    uniform: th.Tensor
+    legal_index: th.Tensor
+    joint: th.Tensor
+    joint_inputs: th.Tensor
+
     def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         super().__init__()
+        self.shape: tuple[int, ...] = space.shape or ()
         if isinstance(space, spaces.Discrete):
-            nvec, start, self.shape = [int(space.n)], [int(space.start)], ()
+            nvec, start = [int(space.n)], [int(space.start)]
         elif isinstance(space, spaces.MultiDiscrete):
-            nvec, start, self.shape = space.nvec.tolist(), space.start.tolist(), space.shape
+            nvec, start = space.nvec.tolist(), space.start.tolist()
         else:
-            nvec, start, self.shape = [2] * int(space.n), [0] * int(space.n), space.shape
+            nvec = [2] * math.prod(self.shape)
+            start = [0] * len(nvec)
         self.n_factors, self.width = len(nvec), max(nvec)
         self.input_dim = self.params_dim = self.noise_dim = self.n_factors * self.width
         self.target_entropy = 0.25 * sum(math.log(n) for n in nvec)

@@ -134,7 +134,7 @@ class ReplayMemory:
         self.terminated[i] = terminated
         self.truncated[i] = truncated
         self.final_index[i] = -1
-        for env in np.flatnonzero(terminated | truncated):
+        for env in np.flatnonzero(terminated | truncated).tolist():
             self._keep_final(i, env, edge)
         self.pos = edge
         self.n_steps = min(self.n_steps + 1, self.capacity)
@@ -171,7 +171,7 @@ class ReplayMemory:
         if self.n_steps == 0:
             return
         newest = (self.pos - 1) % self.slots
-        for env in np.flatnonzero(~(self.terminated[newest] | self.truncated[newest])):
+        for env in np.flatnonzero(~(self.terminated[newest] | self.truncated[newest])).tolist():
             self.truncated[newest, env] = True
             self._keep_final(newest, env, self.pos)
 

@@ -312,12 +312,13 @@ class M3PO(OnPolicyAlgorithm):
         while n_steps < n_rollout_steps:
             with th.no_grad():
                 obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
-                actions, values, log_probs = self._act(obs_tensor)
-            actions = actions.cpu().numpy()
+                action_tensor, values, log_probs = self._act(obs_tensor)
+            actions = action_tensor.cpu().numpy()
             clipped_actions = actions
             if isinstance(self.action_space, spaces.Box):
                 clipped_actions = self.policy.unscale_action(actions).astype(self.action_space.dtype)
 
+            new_obs: Any  # for VecEnv it may be a tuple too, which M3PO refuses at construction
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             self._check_finite(new_obs, rewards)
             self.num_timesteps += env.num_envs
@@ -390,7 +391,7 @@ class M3PO(OnPolicyAlgorithm):
             self._last_original_obs = next_obs  # type: ignore[assignment]
         truncated = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos]) & dones
         rollout_rewards = np.array(rewards, dtype=np.float32)
-        ended = [i for i in np.flatnonzero(dones) if infos[i].get("terminal_observation") is not None]
+        ended = [i for i in np.flatnonzero(dones).tolist() if infos[i].get("terminal_observation") is not None]
         if ended:
             next_obs = _copy(next_obs)
             for i in ended:
@@ -626,9 +627,7 @@ class M3PO(OnPolicyAlgorithm):
 
     # ----------------------------------------------------- planning and saving
 
-    def set_planning(
-        self, samples: int | None = 64, iterations: int = 2, milliseconds: float | None = None
-    ) -> PlanningSwitch:
+    def set_planning(self, samples: int | None = 64, iterations: int = 2, milliseconds: float | None = None) -> PlanningSwitch:
         """
         Let the predictions that follow plan, or not: see :meth:`WorldModelPolicy.set_planning`.
 
@@ -644,9 +643,7 @@ class M3PO(OnPolicyAlgorithm):
         """
         save_to_pkl(path, self.replay_buffer, self.verbose)
 
-    def load_replay_buffer(
-        self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True
-    ) -> None:
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
         Load a replay memory.
 
@@ -721,7 +718,8 @@ class _Prepared(NamedTuple):
 
     def columns(self, rows: slice) -> "_Prepared":
         """:return: Some of the samples"""
-        return _Prepared(*(None if x is None else x[rows] for x in self))
+        chosen = None if self.chosen is None else self.chosen[rows]
+        return _Prepared(self.z[rows], self.f[rows], self.target[rows], self.anchor[rows], self.gap[rows], chosen)
 
 
 class _Means:

@@ -1,5 +1,7 @@
 """Building blocks of the networks: normalised layers, the simplicial latent, a batched ensemble, running statistics."""
 
+from itertools import pairwise
+
 import numpy as np
 import torch as th
 from torch import nn
@@ -61,7 +63,7 @@ class Ensemble(nn.Module):
         widths = [input_dim, *hidden, output_dim]
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
-        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+        for fan_in, fan_out in pairwise(widths):
             weight = th.empty(n_members, fan_in, fan_out)
             for member in weight:
                 nn.init.orthogonal_(member)

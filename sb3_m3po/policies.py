@@ -72,6 +72,11 @@ class WorldModelPolicy(ActorCriticPolicy):
     :param planner_kwargs: See :class:`~sb3_m3po.planner.PlannerConfig`
     """
 
+    return_scale: th.Tensor
+    bar_scale: th.Tensor
+    q_range: th.Tensor
+    gap_median: th.Tensor
+
     def __init__(
         self,
         observation_space: spaces.Space,
@@ -234,7 +239,9 @@ class WorldModelPolicy(ActorCriticPolicy):
         parts = observations if isinstance(observations, dict) else {_PLAIN: observations}
         for key, part in parts.items():
             if key.replace(".", "_") in self.norms:
-                self.norms[key.replace(".", "_")].update(part.reshape(-1, *part.shape[2:]))
+                norm = self.norms[key.replace(".", "_")]
+                assert isinstance(norm, RunningNorm)
+                norm.update(part.reshape(-1, *part.shape[2:]))
 
     def sync(self, return_scale: float, can_terminate: bool) -> None:
         """
@@ -248,6 +255,7 @@ class WorldModelPolicy(ActorCriticPolicy):
             self.bar.load_state_dict(self.world_model.state_dict())
             self.bar_features_extractor.load_state_dict(self.features_extractor.state_dict())
             for norm in self.norms.values():
+                assert isinstance(norm, RunningNorm)
                 norm.freeze()
             self.bar_scale.copy_(self.return_scale)
             self.return_scale.fill_(return_scale)
@@ -288,9 +296,7 @@ class WorldModelPolicy(ActorCriticPolicy):
         """
         z = self.encode(obs)
         codec = self.world_model.codec
-        planned = self.make_plan(
-            z, self.planner_config, lambda horizon, n: codec.noise((horizon, len(z), n), self.generator)
-        )
+        planned = self.make_plan(z, self.planner_config, lambda horizon, n: codec.noise((horizon, len(z), n), self.generator))
         inputs, log_prob = planned.sample(self.generator)
         return codec.to_env(inputs), self._values(z), log_prob, planned
 
@@ -355,9 +361,7 @@ class WorldModelPolicy(ActorCriticPolicy):
 
     # -------------------------------------------------------------- planning
 
-    def set_planning(
-        self, samples: int | None = 64, iterations: int = 2, milliseconds: float | None = None
-    ) -> PlanningSwitch:
+    def set_planning(self, samples: int | None = 64, iterations: int = 2, milliseconds: float | None = None) -> PlanningSwitch:
         """
         Let the predictions that follow plan, or not. As a context manager, until the context ends.
 
@@ -412,12 +416,28 @@ MlpPolicy = WorldModelPolicy
 class CnnPolicy(WorldModelPolicy):
     """World model policy for images: :class:`WorldModelPolicy` with SB3's ``NatureCNN``."""
 
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
+        **kwargs: Any,
+    ):
+        kwargs["features_extractor_class"] = features_extractor_class
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
 
 class MultiInputPolicy(WorldModelPolicy):
     """World model policy for Dict observations: :class:`WorldModelPolicy` with SB3's ``CombinedExtractor``."""
 
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor, **kwargs: Any):
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
+        **kwargs: Any,
+    ):
+        kwargs["features_extractor_class"] = features_extractor_class
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
