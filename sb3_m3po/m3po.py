@@ -3,8 +3,7 @@
 import io
 import pathlib
 import warnings
-from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
@@ -17,33 +16,12 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance, obs_as_tensor, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_m3po.actions import GaussianActions
-from sb3_m3po.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer, Observations, ReplayMemory, SequenceBatch
-from sb3_m3po.losses import (
-    ModelTargets,
-    PolicyTerms,
-    alive_mask,
-    critic_loss,
-    discrepancy_bonus,
-    n_step_return,
-    policy_terms,
-    trust_region_loss,
-    world_model_loss,
-)
-from sb3_m3po.math import decode, two_hot
+from sb3_m3po.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer, Observations, ReplayMemory
+from sb3_m3po.learner import COEF_SPEED, Learner
 from sb3_m3po.planner import Plan
 from sb3_m3po.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PlanningSwitch, WorldModelPolicy
 
 SelfM3PO = TypeVar("SelfM3PO", bound="M3PO")
-
-#: Observations that are evaluated at once
-_PIECE = 512
-#: The temperature and the multiplier learn faster than the networks by this factor
-_COEF_SPEED = 10.0
-_ENT_COEF_RANGE = (1e-4, 1.0)
-_KL_COEF_RANGE = (1e-2, 1e3)
-#: Floor of the critics' range that the policy's gain is divided by, in scaled units (returns reach about 10)
-_MIN_Q_RANGE = 0.5
 
 
 class M3PO(OnPolicyAlgorithm):
@@ -161,6 +139,8 @@ class M3PO(OnPolicyAlgorithm):
         self.planner_kwargs = planner_kwargs
         # Updates that collected transitions have paid for and that are still due
         self._update_credits = 0.0
+        # Whether a nonzero reward has set the return scale
+        self._scale_is_known = False
         if _init_setup_model:
             self._setup_model()
 
@@ -417,15 +397,16 @@ class M3PO(OnPolicyAlgorithm):
         while ready and self._update_credits >= self.sync_interval:
             self._update_credits -= self.sync_interval
             self._sync()
-            model_batch, policy_batch, frozen = self._draw()
-            self._fit_world_model(model_batch, frozen)
-            self._improve_policy(policy_batch, frozen)
+            metrics = self._learner().run(self.sync_interval)
+            self._n_updates += self.sync_interval
+            for name, value in metrics.items():
+                self._record_finite(name, value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _update_learning_rates(self) -> None:
         policy = self.policy
         self._update_learning_rate([policy.optimizer, policy.model_optimizer])
-        rate = _COEF_SPEED * self.lr_schedule(self._current_progress_remaining)
+        rate = COEF_SPEED * self.lr_schedule(self._current_progress_remaining)
         update_learning_rate(policy.coef_optimizer, rate)
 
     def _sync(self) -> None:
@@ -433,186 +414,27 @@ class M3PO(OnPolicyAlgorithm):
         memory, old = self.replay_buffer, self.policy.return_scale.item()
         found = memory.return_scale(self.gamma)
         # 1 until a reward is nonzero, and never shrinking from then on
-        self._scale_is_known = getattr(self, "_scale_is_known", False)
         scale = max(found, old) if self._scale_is_known else (found or 1.0)
         self._scale_is_known = self._scale_is_known or found > 0
         self.policy.sync(scale, memory.has_terminated or bool(self.policy.world_model.can_terminate))
         self.logger.record("world_model/return_scale", scale)
 
-    def _draw(self) -> tuple["_Sequences", "_Sequences", "_Frozen"]:
-        """
-        Draw what the phases up to the next sync learn from.
-
-        Until then the frozen copies are functions of the observation alone, so they are evaluated once per distinct
-        observation and not once per visit: most of an update's arithmetic would be theirs.
-
-        :return: Sequences of phase A and of phase B, and what the frozen copies say of their observations
-        """
-        n = self.sync_interval * self.batch_size
-        model_batch = self.replay_buffer.sample(n, self.horizon, self._rng)
-        policy_batch = self.replay_buffer.sample(n, self.n_step_returns, self._rng)
-        n_model = model_batch.states.size
-        states, rows = np.unique(
-            np.concatenate([model_batch.states.ravel(), policy_batch.states.ravel()]), return_inverse=True
+    def _learner(self) -> Learner:
+        return Learner(
+            policy=self.policy,
+            memory=self.replay_buffer,
+            vec_normalize=self._vec_normalize_env,
+            rng=self._rng,
+            generator=self._generator,
+            batch_size=self.batch_size,
+            horizon=self.horizon,
+            n_step_returns=self.n_step_returns,
+            gamma=self.gamma,
+            max_grad_norm=self.max_grad_norm,
+            target_kl=self.target_kl,
+            learn_ent_coef=isinstance(self.ent_coef, str),
+            bonus_coef=self.bonus_coef * max(self._current_progress_remaining, 0.0),
         )
-        sequences = [
-            _Sequences(batch, part.reshape(batch.states.shape), self.policy, self.device)
-            for batch, part in ((model_batch, rows[:n_model]), (policy_batch, rows[n_model:]))
-        ]
-        return sequences[0], sequences[1], self._evaluate_frozen(states)
-
-    def _observations(self, states: np.ndarray) -> Any:
-        """:return: Observations in memory, as the policy takes them"""
-        return obs_as_tensor(self.replay_buffer.observations_at(states, self._vec_normalize_env), self.device)
-
-    @th.no_grad()
-    def _evaluate_frozen(self, states: np.ndarray) -> "_Frozen":
-        """``v(o) = (s_old / s) E_{a ~ pi_bar} min_k Q_bar_k(h_bar(o), a)``, by one sample or exactly."""
-        policy, bar, parts = self.policy, self.policy.bar, []
-        for piece in _pieces(len(states)):
-            z = policy.encode_bar(self._observations(states[piece]))
-            anchor = bar.prior(z)
-            a = None if bar.codec.enumerable else bar.codec.sample(anchor, self._noise(len(z)))[0]
-            parts.append((z, policy.bar_ratio * bar.expected_value(z, anchor, a), anchor))
-        return _Frozen(*(th.cat(column) for column in zip(*parts, strict=True)))
-
-    def _noise(self, n: int) -> th.Tensor:
-        return self.policy.world_model.codec.noise((n,), self._generator).to(self.device)
-
-    def _fit_world_model(self, batch: "_Sequences", frozen: "_Frozen") -> None:
-        """Phase A: train encoder, dynamics, outcome heads and the model-based value."""
-        policy, bins, total = self.policy, self.policy.world_model.bins, _Means()
-        learned = policy.model_optimizer.param_groups[0]["params"]
-        alive = alive_mask(batch.terminated, batch.truncated)
-        for columns in self._updates():
-            rows = batch.rows[:, columns]
-            targets = ModelTargets(
-                frozen.z[rows[1:]],
-                two_hot(batch.rewards[:, columns] / policy.return_scale, bins),
-                batch.terminated[:, columns],
-                two_hot(frozen.value[rows], bins),
-                alive[:, columns],
-            )
-            z = policy.encode(self._observations(batch.states[0, columns]))
-            loss, parts = world_model_loss(policy.world_model, z, batch.actions[:, columns], targets)
-            policy.model_optimizer.zero_grad()
-            loss.backward()
-            norm = th.nn.utils.clip_grad_norm_(learned, self.max_grad_norm)
-            policy.model_optimizer.step()
-            total.add(grad_norm=norm, **parts)
-        for name, value in total.items():
-            self._record_finite(f"world_model/{name}", value)
-
-    def _updates(self) -> Iterator[slice]:
-        """:return: The columns that each update of a phase learns from"""
-        for i in range(self.sync_interval):
-            yield slice(i * self.batch_size, (i + 1) * self.batch_size)
-
-    def _improve_policy(self, batch: "_Sequences", frozen: "_Frozen") -> None:
-        """Phase B: one critic and policy update per credit, on the encoder as it now is."""
-        policy, model, total = self.policy, self.policy.world_model, _Means()
-        learned = policy.optimizer.param_groups[0]["params"]
-        model.trunk.requires_grad_(False)
-        prepared = self._prepare_improvement(batch, frozen)
-        noise = prepared.z if model.codec.enumerable else self._noise(len(prepared.z))
-        for columns in self._updates():
-            part = prepared.columns(columns)
-            value_loss, bonus = self._critic_step_loss(part)
-            ent_coef, kl_coef = policy.log_ent_coef.exp().detach(), policy.log_kl_coef.exp().detach()
-            q_range = policy.q_range.clamp_min(_MIN_Q_RANGE)
-            terms = policy_terms(model, part.z, part.anchor, noise[columns], q_range, ent_coef)
-            policy_loss = trust_region_loss(terms, self.target_kl, kl_coef)
-            loss = value_loss + policy_loss + self._coef_loss(terms)
-            policy.optimizer.zero_grad()
-            policy.coef_optimizer.zero_grad()
-            loss.backward()
-            th.nn.utils.clip_grad_norm_(learned, self.max_grad_norm)
-            policy.optimizer.step()
-            self._step_coefs()
-            self._n_updates += 1
-            total.add(
-                loss=loss, value_loss=value_loss, policy_gradient_loss=policy_loss, entropy_loss=-terms.entropy.mean(),
-                approx_kl=terms.kl.mean(), clip_fraction=(terms.kl >= (self.target_kl or np.inf)).float().mean(), **bonus,
-            )  # fmt: skip
-        model.trunk.requires_grad_(True)
-        self._log_improvement(total)
-
-    @th.no_grad()
-    def _prepare_improvement(self, batch: "_Sequences", frozen: "_Frozen") -> "_Prepared":
-        """All of phase B that its updates don't change: latents, features, TD targets, the anchor policy, the gap."""
-        model = self.policy.world_model
-        rewards = batch.rewards / self.policy.return_scale
-        n_step = n_step_return(rewards, batch.terminated, batch.truncated, self.gamma)
-        bootstrap = frozen.value[batch.rows.gather(0, n_step.steps.unsqueeze(0)).squeeze(0)]
-        target = n_step.rewards + n_step.discount * bootstrap
-        self._update_q_range(target)
-        next_value = rewards[0] + self.gamma * (1 - batch.terminated[0]) * frozen.value[batch.rows[1]]
-        parts = []
-        for piece in _pieces(len(target)):
-            z = self.policy.encode(self._observations(batch.states[0, piece]))
-            f = model.features(z, batch.actions[0, piece]) if self.bonus_coef > 0 or not model.codec.enumerable else z
-            gap = self._gap(next_value[piece], f) if self.bonus_coef > 0 else target[piece]
-            parts.append((z, f, gap))
-        z, f, gap = (th.cat(column) for column in zip(*parts, strict=True))
-        chosen = None
-        if not isinstance(model.codec, GaussianActions) and model.codec.enumerable:
-            chosen = (batch.actions[0] @ model.codec.joint_inputs.T).argmax(-1)
-        return _Prepared(z, f, target, frozen.anchor[batch.rows[0]], gap, chosen)
-
-    def _gap(self, q_mf: th.Tensor, f: th.Tensor) -> th.Tensor:
-        """:return: ``|Q_mf - Q_mb|``, whose running median is kept"""
-        model, median = self.policy.world_model, self.policy.gap_median
-        next_z, reward_logits, termination_logit = model.outcome(f)
-        going_on = 1 - th.sigmoid(termination_logit) * model.can_terminate
-        gap = (q_mf - decode(reward_logits, model.bins) - self.gamma * going_on * model.value(next_z)).abs()
-        median += 0.1 * (gap.median() - median)
-        return gap
-
-    def _update_q_range(self, values: th.Tensor) -> None:
-        """Running 5-95 percentile range, as TD-MPC2's scale but once per sync: 0.7 is 128 updates at its rate of 0.01."""
-        quantiles = th.tensor([0.05, 0.95], device=values.device)
-        low, high = th.quantile(values, quantiles)
-        self.policy.q_range += 0.7 * (high - low - self.policy.q_range)
-
-    def _critic_step_loss(self, part: "_Prepared") -> tuple[th.Tensor, dict[str, th.Tensor]]:
-        model = self.policy.world_model
-        if part.chosen is None:
-            logits = model.critic_logits(part.f)
-        else:
-            rows = th.arange(len(part.chosen), device=part.z.device)
-            logits = model.critic_logits(part.z)[:, rows, part.chosen]
-        target, logged = part.target, {}
-        beta = self.bonus_coef * self._current_progress_remaining
-        if beta > 0:
-            td_error = target - decode(logits.detach(), model.bins).mean(0)
-            bonus = discrepancy_bonus(part.gap, self.policy.gap_median, td_error, beta)
-            target = target + bonus
-            logged = {"gap": part.gap.mean(), "bonus_abs": bonus.abs().mean()}
-        return critic_loss(logits, two_hot(target, model.bins)), logged
-
-    def _coef_loss(self, terms: PolicyTerms) -> th.Tensor:
-        """The multiplier ascends on ``kl - eps``, the temperature descends on the entropy's excess."""
-        policy = self.policy
-        excess = (terms.entropy - policy.world_model.codec.target_entropy).mean().detach()
-        loss = policy.log_ent_coef.exp() * excess if isinstance(self.ent_coef, str) else 0.0 * policy.log_ent_coef
-        if self.target_kl is not None:
-            loss = loss - policy.log_kl_coef.exp() * (terms.kl.mean().detach() - self.target_kl)
-        return loss.squeeze()
-
-    def _step_coefs(self) -> None:
-        policy = self.policy
-        policy.coef_optimizer.step()
-        with th.no_grad():
-            policy.log_kl_coef.clamp_(*np.log(_KL_COEF_RANGE))
-            if isinstance(self.ent_coef, str):
-                policy.log_ent_coef.clamp_(*np.log(_ENT_COEF_RANGE))
-
-    def _log_improvement(self, total: "_Means") -> None:
-        for name, value in total.items():
-            prefix = "exploration" if name in ("gap", "bonus_abs") else "train"
-            self._record_finite(f"{prefix}/{name}", value)
-        self.logger.record("train/ent_coef", self.policy.log_ent_coef.exp().item())
-        self.logger.record("train/kl_coef", self.policy.log_kl_coef.exp().item())
 
     def _record_finite(self, key: str, value: float) -> None:
         """
@@ -672,78 +494,6 @@ class M3PO(OnPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "policy.model_optimizer", "policy.coef_optimizer"], []
-
-
-class _Frozen(NamedTuple):
-    """
-    What the frozen copies say of each distinct observation.
-
-    :param z: ``h_bar(o)``, shape ``(n, latent_dim)``
-    :param value: In today's scaled units, shape ``(n,)``
-    :param anchor: Parameters of ``pi_bar``, shape ``(n, params_dim)``
-    """
-
-    z: th.Tensor
-    value: th.Tensor
-    anchor: th.Tensor
-
-
-class _Sequences:
-    """
-    A :class:`SequenceBatch` as tensors: model inputs for actions, reward units for rewards.
-
-    :param rows: Where each observation's frozen evaluation stands, shape ``(length + 1, batch)``
-    """
-
-    def __init__(self, batch: SequenceBatch, rows: np.ndarray, policy: WorldModelPolicy, device: th.device):
-        self.states = batch.states
-        self.rows = th.as_tensor(rows, device=device)
-        self.rewards, self.terminated, self.truncated = (
-            th.as_tensor(x, device=device) for x in (batch.rewards, batch.terminated, batch.truncated)
-        )
-        length, size = batch.rewards.shape
-        actions = th.as_tensor(batch.actions, device=device).flatten(0, 1)
-        self.actions = policy.world_model.codec.to_input(actions).view(length, size, -1)
-
-
-class _Prepared(NamedTuple):
-    """What the updates of phase B read, one row per sample; ``chosen`` is the joint action's index, if enumerable."""
-
-    z: th.Tensor
-    f: th.Tensor
-    target: th.Tensor
-    anchor: th.Tensor
-    gap: th.Tensor
-    chosen: th.Tensor | None
-
-    def columns(self, rows: slice) -> "_Prepared":
-        """:return: Some of the samples"""
-        chosen = None if self.chosen is None else self.chosen[rows]
-        return _Prepared(self.z[rows], self.f[rows], self.target[rows], self.anchor[rows], self.gap[rows], chosen)
-
-
-class _Means:
-    """Running means of logged tensors, read once at the end."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, th.Tensor] = {}
-        self._count = 0
-
-    def add(self, **values: th.Tensor) -> None:
-        """Add one update's values."""
-        self._count += 1
-        for name, value in values.items():
-            value = value.detach()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-
-    def items(self) -> list[tuple[str, float]]:
-        """:return: Names and means"""
-        return [(name, (value / self._count).item()) for name, value in self._sums.items()]
-
-
-def _pieces(n: int) -> Iterator[slice]:
-    """:return: Slices of ``range(n)`` whose activations stay in the processor's cache"""
-    return (slice(start, min(start + _PIECE, n)) for start in range(0, n, _PIECE))
 
 
 def _copy(obs: Observations) -> Observations:

@@ -1,0 +1,327 @@
+"""What happens between two syncs: phase A fits the world model, phase B improves critics and policy."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_m3po.actions import GaussianActions
+from sb3_m3po.buffers import ReplayMemory, SequenceBatch
+from sb3_m3po.losses import (
+    ModelTargets,
+    PolicyTerms,
+    alive_mask,
+    critic_loss,
+    discrepancy_bonus,
+    n_step_return,
+    policy_terms,
+    trust_region_loss,
+    world_model_loss,
+)
+from sb3_m3po.math import decode, two_hot
+from sb3_m3po.policies import WorldModelPolicy
+
+#: The temperature and the multiplier learn faster than the networks by this factor
+COEF_SPEED = 10.0
+_ENT_COEF_RANGE = (1e-4, 1.0)
+_KL_COEF_RANGE = (1e-2, 1e3)
+#: Floor of the critics' range that the policy's gain is divided by, in scaled units (returns reach about 10)
+_MIN_Q_RANGE = 0.5
+#: Share of the new range in the running one; over 128 updates TD-MPC2's rate of 0.01 comes to the same
+_Q_RANGE_RATE = 0.7
+_MEDIAN_RATE = 0.1
+#: Observations that are evaluated at once: their activations stay in the processor's cache
+_PIECE = 512
+
+
+class Frozen(NamedTuple):
+    """
+    What the frozen copies say of each distinct observation.
+
+    :param z: ``h_bar(o)``, shape ``(n, latent_dim)``
+    :param value: In today's scaled units, shape ``(n,)``
+    :param anchor: Parameters of ``pi_bar``, shape ``(n, params_dim)``
+    """
+
+    z: th.Tensor
+    value: th.Tensor
+    anchor: th.Tensor
+
+
+class Sequences:
+    """
+    A :class:`~sb3_m3po.buffers.SequenceBatch` as tensors: model inputs for actions, scaled units for rewards.
+
+    :param rows: Where each observation's frozen evaluation stands, shape ``(length + 1, batch)``
+    """
+
+    def __init__(self, batch: SequenceBatch, rows: np.ndarray, policy: WorldModelPolicy):
+        device = policy.device
+        self.states = batch.states
+        self.rows = th.as_tensor(rows.reshape(batch.states.shape), device=device)
+        self.rewards = th.as_tensor(batch.rewards, device=device) / policy.return_scale
+        self.terminated = th.as_tensor(batch.terminated, device=device)
+        self.truncated = th.as_tensor(batch.truncated, device=device)
+        length, size = batch.rewards.shape
+        actions = th.as_tensor(batch.actions, device=device).flatten(0, 1)
+        self.actions = policy.world_model.codec.to_input(actions).view(length, size, -1)
+
+
+class Prepared(NamedTuple):
+    """What the updates of phase B read, one row per sample; ``chosen`` is the joint action's index, if enumerable."""
+
+    z: th.Tensor
+    f: th.Tensor
+    target: th.Tensor
+    anchor: th.Tensor
+    gap: th.Tensor
+    noise: th.Tensor
+    chosen: th.Tensor
+
+    def rows(self, rows: slice) -> "Prepared":
+        """:return: Some of the samples"""
+        return Prepared(*(x[rows] for x in self))
+
+
+@dataclass
+class Learner:
+    """
+    One sync period of learning. Its settings are those of :class:`~sb3_m3po.M3PO`, by the same names.
+
+    :param policy: What learns; its bars are up to date
+    :param memory: What it learns from
+    :param vec_normalize: Normalises observations out of the memory, if given
+    :param rng: Draws from the memory
+    :param generator: Draws actions
+    :param learn_ent_coef: Whether the temperature is learned
+    :param bonus_coef: Today's weight of the discrepancy bonus
+    """
+
+    policy: WorldModelPolicy
+    memory: ReplayMemory
+    vec_normalize: VecNormalize | None
+    rng: np.random.Generator
+    generator: th.Generator
+    batch_size: int
+    horizon: int
+    n_step_returns: int
+    gamma: float
+    max_grad_norm: float
+    target_kl: float | None
+    learn_ent_coef: bool
+    bonus_coef: float
+
+    def run(self, n_updates: int) -> dict[str, float]:
+        """
+        :param n_updates: Updates of each phase
+        :return: Mean of every logged quantity, by its logged name
+        """
+        model_batch, policy_batch, frozen = self.draw(n_updates * self.batch_size)
+        return {**self.fit_world_model(model_batch, frozen), **self.improve_policy(policy_batch, frozen)}
+
+    def draw(self, n: int) -> tuple[Sequences, Sequences, Frozen]:
+        """
+        Draw what both phases learn from.
+
+        Until the next sync the frozen copies are functions of the observation alone, so they are evaluated once per
+        distinct observation and not once per visit: most of an update's arithmetic would be theirs.
+
+        :param n: Sequences for each phase
+        :return: Sequences of phase A and of phase B, and what the frozen copies say of their observations
+        """
+        model_batch = self.memory.sample(n, self.horizon, self.rng)
+        policy_batch = self.memory.sample(n, self.n_step_returns, self.rng)
+        visits = np.concatenate([model_batch.states.ravel(), policy_batch.states.ravel()])
+        states, rows = np.unique(visits, return_inverse=True)
+        n_model = model_batch.states.size
+        return (
+            Sequences(model_batch, rows[:n_model], self.policy),
+            Sequences(policy_batch, rows[n_model:], self.policy),
+            self._evaluate_frozen(states),
+        )
+
+    def _observations(self, states: np.ndarray) -> Any:
+        """:return: Observations in memory, as the policy takes them"""
+        return obs_as_tensor(self.memory.observations_at(states, self.vec_normalize), self.policy.device)
+
+    @th.no_grad()
+    def _evaluate_frozen(self, states: np.ndarray) -> Frozen:
+        """``v(o) = (s_old / s) E_{a ~ pi_bar} min_k Q_bar_k(h_bar(o), a)``, by one sample or exactly."""
+        policy, bar, parts = self.policy, self.policy.bar, []
+        for piece in _pieces(len(states)):
+            z = policy.encode_bar(self._observations(states[piece]))
+            anchor = bar.prior(z)
+            a = None if bar.codec.enumerable else bar.codec.sample(anchor, self._noise(len(z)))[0]
+            parts.append((z, policy.bar_ratio * bar.expected_value(z, anchor, a), anchor))
+        return Frozen(*(th.cat(column) for column in zip(*parts, strict=True)))
+
+    def _noise(self, n: int) -> th.Tensor:
+        return self.policy.world_model.codec.noise((n,), self.generator).to(self.policy.device)
+
+    def _updates(self, n: int) -> Iterator[slice]:
+        """:return: What each update learns from, out of ``n`` samples"""
+        return (slice(i, i + self.batch_size) for i in range(0, n, self.batch_size))
+
+    # ---------------------------------------------------------------- phase A
+
+    def fit_world_model(self, batch: Sequences, frozen: Frozen) -> dict[str, float]:
+        """
+        Phase A: train encoder, dynamics, outcome heads and the model-based value.
+
+        :return: Means of what is logged
+        """
+        policy, bins, means = self.policy, self.policy.world_model.bins, Means()
+        learned = policy.model_optimizer.param_groups[0]["params"]
+        alive = alive_mask(batch.terminated, batch.truncated)
+        for columns in self._updates(alive.shape[1]):
+            rows = batch.rows[:, columns]
+            targets = ModelTargets(
+                frozen.z[rows[1:]],
+                two_hot(batch.rewards[:, columns], bins),
+                batch.terminated[:, columns],
+                two_hot(frozen.value[rows], bins),
+                alive[:, columns],
+            )
+            z = policy.encode(self._observations(batch.states[0, columns]))
+            loss, parts = world_model_loss(policy.world_model, z, batch.actions[:, columns], targets)
+            policy.model_optimizer.zero_grad()
+            loss.backward()
+            norm = th.nn.utils.clip_grad_norm_(learned, self.max_grad_norm)
+            policy.model_optimizer.step()
+            means.add(grad_norm=norm, **parts)
+        return means.read("world_model")
+
+    # ---------------------------------------------------------------- phase B
+
+    def improve_policy(self, batch: Sequences, frozen: Frozen) -> dict[str, float]:
+        """
+        Phase B: one critic and policy update per credit, on the encoder as it now is.
+
+        :return: Means of what is logged
+        """
+        policy, means, bonus_means = self.policy, Means(), Means()
+        learned = policy.optimizer.param_groups[0]["params"]
+        policy.world_model.trunk.requires_grad_(False)
+        prepared = self._prepare(batch, frozen)
+        for rows in self._updates(len(prepared.z)):
+            part = prepared.rows(rows)
+            value_loss, bonus = self._critic_loss(part)
+            policy_loss, terms = self._policy_loss(part)
+            loss = value_loss + policy_loss
+            policy.optimizer.zero_grad()
+            loss.backward()
+            th.nn.utils.clip_grad_norm_(learned, self.max_grad_norm)
+            policy.optimizer.step()
+            self._step_coefs(terms)
+            means.add(loss=loss, value_loss=value_loss, policy_gradient_loss=policy_loss, **self._describe(terms))
+            bonus_means.add(**bonus)
+        policy.world_model.trunk.requires_grad_(True)
+        coefs = {"train/ent_coef": policy.log_ent_coef.exp().item(), "train/kl_coef": policy.log_kl_coef.exp().item()}
+        return {**means.read("train"), **coefs, **bonus_means.read("exploration")}
+
+    @th.no_grad()
+    def _prepare(self, batch: Sequences, frozen: Frozen) -> Prepared:
+        """All of phase B that its updates don't change: latents, features, TD targets, the anchor policy, the gap."""
+        model = self.policy.world_model
+        n_step = n_step_return(batch.rewards, batch.terminated, batch.truncated, self.gamma)
+        bootstrap = frozen.value[batch.rows.gather(0, n_step.steps.unsqueeze(0)).squeeze(0)]
+        target = n_step.rewards + n_step.discount * bootstrap
+        self._update_q_range(target)
+        q_mf = batch.rewards[0] + self.gamma * (1 - batch.terminated[0]) * frozen.value[batch.rows[1]]
+        needs_features = self.bonus_coef > 0 or not model.codec.enumerable
+        parts = []
+        for piece in _pieces(len(target)):
+            z = self.policy.encode(self._observations(batch.states[0, piece]))
+            f = model.features(z, batch.actions[0, piece]) if needs_features else z
+            gap = self._gap(q_mf[piece], f) if self.bonus_coef > 0 else q_mf[piece]
+            parts.append((z, f, gap))
+        z, f, gap = (th.cat(column) for column in zip(*parts, strict=True))
+        if isinstance(model.codec, GaussianActions) or not model.codec.enumerable:
+            noise, chosen = self._noise(len(z)), batch.rows[0]
+        else:
+            noise, chosen = z, (batch.actions[0] @ model.codec.joint_inputs.T).argmax(-1)
+        return Prepared(z, f, target, frozen.anchor[batch.rows[0]], gap, noise, chosen)
+
+    def _gap(self, q_mf: th.Tensor, f: th.Tensor) -> th.Tensor:
+        """:return: ``|Q_mf - Q_mb|``, whose running median is kept"""
+        model, median = self.policy.world_model, self.policy.gap_median
+        next_z, reward_logits, termination_logit = model.outcome(f)
+        going_on = 1 - th.sigmoid(termination_logit) * model.can_terminate
+        gap = (q_mf - decode(reward_logits, model.bins) - self.gamma * going_on * model.value(next_z)).abs()
+        median += _MEDIAN_RATE * (gap.median() - median)
+        return gap
+
+    def _update_q_range(self, values: th.Tensor) -> None:
+        """Running 5-95 percentile range of the targets."""
+        low, high = th.quantile(values, th.tensor([0.05, 0.95], device=values.device))
+        self.policy.q_range += _Q_RANGE_RATE * (high - low - self.policy.q_range)
+
+    def _critic_loss(self, part: Prepared) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+        model = self.policy.world_model
+        if model.codec.enumerable:
+            logits = model.critic_logits(part.z)[:, th.arange(len(part.z), device=part.z.device), part.chosen]
+        else:
+            logits = model.critic_logits(part.f)
+        if self.bonus_coef == 0:
+            return critic_loss(logits, two_hot(part.target, model.bins)), {}
+        td_error = part.target - decode(logits.detach(), model.bins).mean(0)
+        bonus = discrepancy_bonus(part.gap, self.policy.gap_median, td_error, self.bonus_coef)
+        loss = critic_loss(logits, two_hot(part.target + bonus, model.bins))
+        coef = bonus.new_tensor(self.bonus_coef)
+        return loss, {"gap": part.gap.mean(), "bonus_abs": bonus.abs().mean(), "bonus_coef": coef}
+
+    def _policy_loss(self, part: Prepared) -> tuple[th.Tensor, PolicyTerms]:
+        policy = self.policy
+        q_range = policy.q_range.clamp_min(_MIN_Q_RANGE)
+        ent_coef, kl_coef = policy.log_ent_coef.detach().exp(), policy.log_kl_coef.detach().exp()
+        terms = policy_terms(policy.world_model, part.z, part.anchor, part.noise, q_range, ent_coef)
+        return trust_region_loss(terms, self.target_kl, kl_coef), terms
+
+    def _step_coefs(self, terms: PolicyTerms) -> None:
+        """The multiplier ascends on ``kl - eps``, the temperature descends on the entropy's excess."""
+        policy = self.policy
+        with th.no_grad():
+            if self.learn_ent_coef:
+                excess = terms.entropy.mean() - policy.world_model.codec.target_entropy
+                policy.log_ent_coef.grad = policy.log_ent_coef.exp() * excess
+            if self.target_kl is not None:
+                policy.log_kl_coef.grad = policy.log_kl_coef.exp() * (self.target_kl - terms.kl.mean())
+            policy.coef_optimizer.step()
+            policy.log_kl_coef.clamp_(*np.log(_KL_COEF_RANGE))
+            if self.learn_ent_coef:
+                policy.log_ent_coef.clamp_(*np.log(_ENT_COEF_RANGE))
+
+    def _describe(self, terms: PolicyTerms) -> dict[str, th.Tensor]:
+        bound = np.inf if self.target_kl is None else self.target_kl
+        return {
+            "entropy_loss": -terms.entropy.mean(),
+            "approx_kl": terms.kl.mean(),
+            "clip_fraction": (terms.kl >= bound).float().mean(),
+        }
+
+
+class Means:
+    """Running means of logged tensors, read once at the end."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, th.Tensor] = {}
+        self._count = 0
+
+    def add(self, **values: th.Tensor) -> None:
+        """Add one update's values."""
+        self._count += 1
+        for name, value in values.items():
+            value = value.detach()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def read(self, prefix: str) -> dict[str, float]:
+        """:return: Means by ``prefix/name``"""
+        return {f"{prefix}/{name}": (value / self._count).item() for name, value in self._sums.items()}
+
+
+def _pieces(n: int) -> Iterator[slice]:
+    return (slice(start, min(start + _PIECE, n)) for start in range(0, n, _PIECE))
