@@ -13,6 +13,7 @@ from sb3_m3po.actions import GaussianActions
 from sb3_m3po.buffers import ReplayMemory, SequenceBatch
 from sb3_m3po.losses import (
     ModelTargets,
+    NStep,
     PolicyTerms,
     alive_mask,
     critic_loss,
@@ -24,6 +25,7 @@ from sb3_m3po.losses import (
 )
 from sb3_m3po.math import decode, two_hot
 from sb3_m3po.policies import WorldModelPolicy
+from sb3_m3po.world_model import WorldModel
 
 #: The temperature and the multiplier learn faster than the networks by this factor
 COEF_SPEED = 10.0
@@ -34,6 +36,8 @@ _MIN_Q_RANGE = 0.5
 #: Share of the new range in the running one; over 128 updates TD-MPC2's rate of 0.01 comes to the same
 _Q_RANGE_RATE = 0.7
 _MEDIAN_RATE = 0.1
+#: Updates of phase B between two refreshes of the critics' targets
+_TARGET_INTERVAL = 32
 #: Observations that are evaluated at once: their activations stay in the processor's cache
 _PIECE = 512
 
@@ -150,14 +154,18 @@ class Learner:
 
     @th.no_grad()
     def _evaluate_frozen(self, states: np.ndarray) -> Frozen:
-        """``v(o) = (s_old / s) E_{a ~ pi_bar} min_k Q_bar_k(h_bar(o), a)``, by one sample or exactly."""
+        """``v(o) = (s_old / s) E_{a ~ pi_bar} min_k Q_bar_k(h_bar(o), a)``."""
         policy, bar, parts = self.policy, self.policy.bar, []
         for piece in _pieces(len(states)):
             z = policy.encode_bar(self._observations(states[piece]))
             anchor = bar.prior(z)
-            a = None if bar.codec.enumerable else bar.codec.sample(anchor, self._noise(len(z)))[0]
-            parts.append((z, policy.bar_ratio * bar.expected_value(z, anchor, a), anchor))
+            parts.append((z, policy.bar_ratio * self._value(bar, z, anchor), anchor))
         return Frozen(*(th.cat(column) for column in zip(*parts, strict=True)))
+
+    def _value(self, model: WorldModel, z: th.Tensor, params: th.Tensor) -> th.Tensor:
+        """:return: ``E_{a ~ params} min_k Q_k(z, a)``, by one sample or exactly"""
+        codec = model.codec
+        return model.expected_value(z, params, None if codec.enumerable else codec.sample(params, self._noise(len(z)))[0])
 
     def _noise(self, n: int) -> th.Tensor:
         return self.policy.world_model.codec.noise((n,), self.generator).to(self.policy.device)
@@ -206,8 +214,11 @@ class Learner:
         policy, means, bonus_means = self.policy, Means(), Means()
         learned = policy.optimizer.param_groups[0]["params"]
         policy.world_model.trunk.requires_grad_(False)
-        prepared = self._prepare(batch, frozen)
-        for rows in self._updates(len(prepared.z)):
+        n_step = n_step_return(batch.rewards, batch.terminated, batch.truncated, self.gamma)
+        prepared = self._prepare(batch, frozen, n_step)
+        for i, rows in enumerate(self._updates(len(prepared.z))):
+            if i and i % _TARGET_INTERVAL == 0:
+                self._refresh_targets(prepared, batch, n_step, rows.start)
             part = prepared.rows(rows)
             value_loss, bonus = self._critic_loss(part)
             policy_loss, terms = self._policy_loss(part)
@@ -224,10 +235,9 @@ class Learner:
         return {**means.read("train"), **coefs, **bonus_means.read("exploration")}
 
     @th.no_grad()
-    def _prepare(self, batch: Sequences, frozen: Frozen) -> Prepared:
+    def _prepare(self, batch: Sequences, frozen: Frozen, n_step: NStep) -> Prepared:
         """All of phase B that its updates don't change: latents, features, TD targets, the anchor policy, the gap."""
         model = self.policy.world_model
-        n_step = n_step_return(batch.rewards, batch.terminated, batch.truncated, self.gamma)
         bootstrap = frozen.value[batch.rows.gather(0, n_step.steps.unsqueeze(0)).squeeze(0)]
         target = n_step.rewards + n_step.discount * bootstrap
         self._update_q_range(target)
@@ -245,6 +255,24 @@ class Learner:
         else:
             noise, chosen = z, (batch.actions[0] @ model.codec.joint_inputs.T).argmax(-1)
         return Prepared(z, f, target, frozen.anchor[batch.rows[0]], gap, noise, chosen)
+
+    @th.no_grad()
+    def _refresh_targets(self, prepared: Prepared, batch: Sequences, n_step: NStep, start: int) -> None:
+        """
+        Bootstrap the next updates from the critics as they now are.
+
+        With the frozen copies alone a value travels ``n_step_returns`` steps per sync: over a horizon of 100 steps that
+        takes thousands of updates, and until then the policy is blind to what comes late. The latent does not move in
+        phase B, so the critics may serve as their own target more often than the encoder does.
+        """
+        rows = slice(start, start + _TARGET_INTERVAL * self.batch_size)
+        steps = n_step.steps[rows].cpu().numpy()
+        states = batch.states[steps, start + np.arange(len(steps))]
+        model, values = self.policy.world_model, []
+        for piece in _pieces(len(states)):
+            z = self.policy.encode(self._observations(states[piece]))
+            values.append(self._value(model, z, model.prior(z)))
+        prepared.target[rows] = n_step.rewards[rows] + n_step.discount[rows] * th.cat(values)
 
     def _gap(self, q_mf: th.Tensor, f: th.Tensor) -> th.Tensor:
         """:return: ``|Q_mf - Q_mb|``, whose running median is kept"""
