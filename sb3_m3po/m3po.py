@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
@@ -103,6 +104,9 @@ class M3PO(OnPolicyAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
+        if env is not None:
+            env = maybe_make_env(env, verbose)
+            _check_observation_space(env.observation_space)
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]
@@ -494,6 +498,19 @@ class M3PO(OnPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "policy.model_optimizer", "policy.coef_optimizer"], []
+
+
+def _check_observation_space(space: spaces.Space) -> None:
+    """:raises ValueError: for a space that SB3's policies can't take, before a vec-env stumbles over it"""
+    supported = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+    parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+    for key, part in parts.items():
+        if not isinstance(part, (*supported, spaces.Dict)):
+            where = f" under key {key!r}" if key else ""
+            raise ValueError(
+                f"Observation space {type(part).__name__}{where} is not supported: use Box, Discrete, MultiDiscrete, "
+                "MultiBinary, or a Dict of them (a Tuple becomes a Dict in a wrapper, a Text becomes numbers)"
+            )
 
 
 def _copy(obs: Observations) -> Observations:
