@@ -4,6 +4,7 @@ import sys
 
 import gymnasium as gym
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
 
 from sb3_m3po import M3PO
 
@@ -16,7 +17,7 @@ def main(steps: int = 8_000) -> float:
     model = M3PO("MlpPolicy", "Pendulum-v1", seed=0, verbose=1)
     model.learn(steps)
 
-    env = gym.make("Pendulum-v1")
+    env = Monitor(gym.make("Pendulum-v1"))
     mean, std = evaluate_policy(model, env, n_eval_episodes=10)
     print(f"Mean return over 10 episodes: {mean:.1f} +- {std:.1f}")
 

@@ -5,6 +5,7 @@ import time
 
 import gymnasium as gym
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
 
 from sb3_m3po import M3PO
 
@@ -24,7 +25,7 @@ def main(steps: int = 5_000, episodes: int = 10) -> dict[str, float]:
         start = time.perf_counter()
         # 0 samples switch planning off; outside the context all is as it was
         with model.set_planning(samples, iterations):
-            env = gym.make("Pendulum-v1")
+            env = Monitor(gym.make("Pendulum-v1"))
             env.reset(seed=1)
             mean, std = evaluate_policy(model, env, n_eval_episodes=episodes)
         milliseconds = 1000 * (time.perf_counter() - start) / (200 * episodes)

@@ -4,6 +4,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import gymnasium as gym
+
 from sb3_m3po import M3PO
 
 
@@ -20,7 +22,7 @@ def main(steps: int = 1_500) -> M3PO:
         # The replay memory is a file of its own, as with SAC
         model.save_replay_buffer(memory_file)
 
-        loaded = M3PO.load(zip_file, env="CartPole-v1")
+        loaded = M3PO.load(zip_file, env=gym.make("CartPole-v1"))
         loaded.load_replay_buffer(memory_file)
         print(f"Loaded after {loaded.num_timesteps} steps, {loaded.replay_buffer.size()} of them in memory")
         # Without the memory it would act with the loaded policy and first refill to `learning_starts`

@@ -4,9 +4,11 @@ PPO, A2C and TRPO for tests that were written for them: M3PO under their names.
 A shim translates keyword names and chooses sizes that train within seconds. It overrides nothing that M3PO does.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
-from sb3_m3po import M3PO
+from stable_baselines3.common.policies import BasePolicy
+
+from sb3_m3po import M3PO, CnnPolicy, MlpPolicy, MultiInputPolicy
 
 #: Networks for toy environments
 SMALL = {"latent_dim": 32, "encoder_arch": [64], "model_arch": [64], "n_critics": 2}
@@ -19,45 +21,75 @@ DROPPED = (
 )  # fmt: skip
 
 
-def translate(kwargs: dict[str, Any], n_steps: int, n_epochs: int, batch_size: int | None) -> dict[str, Any]:
-    """
-    Translate the keyword arguments of PPO, A2C or TRPO.
+class SmallMlpPolicy(MlpPolicy):
+    """Small by default, so that a model's `policy_kwargs` stay what the test passed."""
 
-    :param kwargs: What the test passes
-    :param n_steps: Length of a rollout, if the test names none
-    :param n_epochs: Updates per sample, likewise
-    :param batch_size: Samples per update, likewise; ``None`` for all of a rollout
-    :return: Keyword arguments of M3PO
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{**SMALL, **kwargs})
+
+
+class SmallCnnPolicy(CnnPolicy):
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{**SMALL, **kwargs})
+
+
+class SmallMultiInputPolicy(MultiInputPolicy):
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{**SMALL, **kwargs})
+
+
+class Shim(M3PO):
     """
-    passed = {name: value for name, value in kwargs.items() if name not in DROPPED}
-    n_steps = passed.pop("n_steps", n_steps)
-    n_epochs = passed.pop("n_epochs", passed.pop("n_critic_updates", n_epochs))
-    batch_size = min(passed.pop("batch_size", batch_size) or n_steps, n_steps)
-    policy_kwargs = {**SMALL, **(passed.pop("policy_kwargs", None) or {})}
-    if passed.pop("use_sde", False):
-        policy_kwargs["use_sde"] = True
-    utd_ratio = n_epochs / batch_size
-    sizes = {
-        "n_steps": n_steps,
-        "batch_size": 32,
-        "utd_ratio": utd_ratio,
-        "sync_interval": min(max(1, int(n_steps * utd_ratio)), 16),
-        "learning_starts": min(n_steps, 64),
-        "policy_kwargs": policy_kwargs,
+    :cvar N_STEPS: Length of a rollout, if the test names none
+    :cvar N_EPOCHS: Updates per sample, likewise
+    :cvar BATCH_SIZE: Samples per update, likewise
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": SmallMlpPolicy,
+        "CnnPolicy": SmallCnnPolicy,
+        "MultiInputPolicy": SmallMultiInputPolicy,
     }
-    return {**sizes, **passed}
+    N_STEPS, N_EPOCHS, BATCH_SIZE = 64, 10, 64
 
-
-class PPO(M3PO):
     def __init__(self, policy: Any, env: Any, learning_rate: Any = 1e-3, **kwargs: Any):
-        super().__init__(policy, env, learning_rate, **translate(kwargs, n_steps=64, n_epochs=10, batch_size=64))
+        super().__init__(policy, env, learning_rate, **self.translate(kwargs))
+
+    @classmethod
+    def translate(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """
+        :param kwargs: Keyword arguments of PPO, A2C or TRPO
+        :return: Keyword arguments of M3PO
+        """
+        passed = {name: value for name, value in kwargs.items() if name not in DROPPED}
+        n_steps = passed.pop("n_steps", cls.N_STEPS)
+        n_epochs = passed.pop("n_epochs", passed.pop("n_critic_updates", cls.N_EPOCHS))
+        batch_size = min(passed.pop("batch_size", cls.BATCH_SIZE), n_steps)
+        if passed.pop("use_sde", False):
+            passed["policy_kwargs"] = {**(passed.get("policy_kwargs") or {}), "use_sde": True}
+        utd_ratio = n_epochs / batch_size
+        sizes = {
+            "n_steps": n_steps,
+            "batch_size": 32,
+            "utd_ratio": utd_ratio,
+            # One sync per rollout, if it is no long one
+            "sync_interval": min(max(1, int(n_steps * utd_ratio)), 16),
+            "learning_starts": min(n_steps, 64),
+        }
+        return {**sizes, **passed}
+
+    def learn(self, *args: Any, **kwargs: Any) -> Any:
+        # The default of a keyword: the folder of the logs bears the algorithm's name
+        return super().learn(*args, **{"tb_log_name": type(self).__name__, **kwargs})
 
 
-class A2C(M3PO):
-    def __init__(self, policy: Any, env: Any, learning_rate: Any = 1e-3, **kwargs: Any):
-        super().__init__(policy, env, learning_rate, **translate(kwargs, n_steps=5, n_epochs=1, batch_size=None))
+class PPO(Shim):
+    pass
 
 
-class TRPO(M3PO):
-    def __init__(self, policy: Any, env: Any, learning_rate: Any = 1e-3, **kwargs: Any):
-        super().__init__(policy, env, learning_rate, **translate(kwargs, n_steps=128, n_epochs=10, batch_size=128))
+class A2C(Shim):
+    N_STEPS, N_EPOCHS, BATCH_SIZE = 20, 1, 5
+
+
+class TRPO(Shim):
+    N_STEPS, N_EPOCHS, BATCH_SIZE = 128, 10, 128
