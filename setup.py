@@ -38,6 +38,7 @@ EXTRAS = {
         # whose settings of PPO and SAC the benchmarks read
         "rl_zoo3>=2.9,<3",
         "pyyaml",
+        "ale-py",
         "pytest>=8",
         "pytest-cov",
         "pytest-xdist",

@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from torch import nn
 from torch.nn import functional as F
 
@@ -106,6 +107,21 @@ class GaussianActions(nn.Module):
         return th.cat([mean, log_std.clamp_min(math.log(0.5))], -1)
 
 
+class SquashedGaussian(SquashedDiagGaussianDistribution):
+    """SB3's squashed Gaussian with the entropy that it lacks."""
+
+    def entropy(self) -> th.Tensor:
+        """
+        :return: Entropy in nats, shape ``(batch,)``: the Gaussian's, and ``E log(1 - tanh(u)^2)`` by Gauss-Hermite quadrature
+        """
+        normal = self.distribution
+        nodes, weights = (th.as_tensor(x, dtype=normal.mean.dtype) for x in np.polynomial.hermite_e.hermegauss(32))
+        u = normal.mean.unsqueeze(-1) + normal.stddev.unsqueeze(-1) * nodes.to(normal.mean.device)
+        log_det = 2 * (math.log(2.0) - u - F.softplus(-2 * u))
+        weights = (weights / weights.sum()).to(u.device)
+        return (normal.entropy() + log_det @ weights).sum(-1)
+
+
 class CategoricalActions(nn.Module):
     """
     Discrete, MultiDiscrete and MultiBinary actions: independent categoricals, one per factor, padded to the largest.
@@ -132,7 +148,8 @@ class CategoricalActions(nn.Module):
             start = [0] * len(nvec)
         self.n_factors, self.width = len(nvec), max(nvec)
         self.input_dim = self.params_dim = self.noise_dim = self.n_factors * self.width
-        self.target_entropy = 0.25 * sum(math.log(n) for n in nvec)
+        self.max_entropy = sum(math.log(n) for n in nvec)
+        self.target_entropy = 0.25 * self.max_entropy
         legal = th.arange(self.width) < th.tensor(nvec)[:, None]  # (factors, width)
         self.register_buffer("start", th.tensor(start), persistent=False)
         self.register_buffer("penalty", th.where(legal, 0.0, _IMPOSSIBLE), persistent=False)

@@ -27,8 +27,6 @@ from sb3_m3po.math import decode, two_hot
 from sb3_m3po.policies import WorldModelPolicy
 from sb3_m3po.world_model import WorldModel
 
-#: The temperature and the multiplier learn faster than the networks by this factor
-COEF_SPEED = 10.0
 _ENT_COEF_RANGE = (1e-4, 1.0)
 _KL_COEF_RANGE = (1e-2, 1e3)
 #: Floor of the critics' range that the policy's gain is divided by, in scaled units (returns reach about 10)

@@ -14,11 +14,11 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import explained_variance, obs_as_tensor, update_learning_rate
+from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_m3po.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer, Observations, ReplayMemory
-from sb3_m3po.learner import COEF_SPEED, Learner
+from sb3_m3po.learner import Learner
 from sb3_m3po.planner import Plan
 from sb3_m3po.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PlanningSwitch, WorldModelPolicy
 
@@ -373,7 +373,9 @@ class M3PO(OnPolicyAlgorithm):
             obs = self._last_original_obs  # type: ignore[assignment]
             next_obs, rewards = vec_normalize.get_original_obs(), vec_normalize.get_original_reward()
             self._last_original_obs = next_obs  # type: ignore[assignment]
-        truncated = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos]) & dones
+        truncated = np.zeros(self.n_envs, dtype=bool)
+        for i in np.flatnonzero(dones).tolist():
+            truncated[i] = infos[i].get("TimeLimit.truncated", False)
         rollout_rewards = np.array(rewards, dtype=np.float32)
         ended = [i for i in np.flatnonzero(dones).tolist() if infos[i].get("terminal_observation") is not None]
         if ended:
@@ -410,8 +412,8 @@ class M3PO(OnPolicyAlgorithm):
     def _update_learning_rates(self) -> None:
         policy = self.policy
         self._update_learning_rate([policy.optimizer, policy.model_optimizer])
-        rate = COEF_SPEED * self.lr_schedule(self._current_progress_remaining)
-        update_learning_rate(policy.coef_optimizer, rate)
+        for group in policy.coef_optimizer.param_groups:
+            group["lr"] = group["speed"] * self.lr_schedule(self._current_progress_remaining)
 
     def _sync(self) -> None:
         """Copy the networks to their bars and move to the return scale of what is in memory."""

@@ -269,7 +269,7 @@ def _categorical_plan(
     score = (same @ (w * trajectories.scores).unsqueeze(-1) / (same @ w.unsqueeze(-1))).squeeze(-1)
     log_prior = codec.log_prob(prior.unsqueeze(1), candidates) - same.sum(-1).log()
     log_prior = log_prior.clamp_min(-30.0).log_softmax(-1)
-    bound = min(math.log(config.n_samples / config.n_effective), 2 * codec.target_entropy)
+    bound = min(math.log(config.n_samples / config.n_effective), 0.5 * codec.max_entropy)
     weights = kl_bounded_weights(score, log_prior, bound)
     kl = (weights * (weights.clamp_min(1e-12).log() - log_prior)).sum(-1)
     return CategoricalPlan(_gain(trajectories, (weights * score).sum(-1)), kl, candidates, weights, same)

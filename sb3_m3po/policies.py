@@ -13,7 +13,6 @@ from stable_baselines3.common.distributions import (
     CategoricalDistribution,
     Distribution,
     MultiCategoricalDistribution,
-    SquashedDiagGaussianDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
@@ -21,11 +20,15 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_m3po.actions import GaussianActions, make_action_codec
+from sb3_m3po.actions import GaussianActions, SquashedGaussian, make_action_codec
 from sb3_m3po.nets import RunningNorm
 from sb3_m3po.planner import NoiseSource, Plan, PlannerConfig, plan
 from sb3_m3po.world_model import Sizes, WorldModel
 
+#: How much faster than the networks the temperature and the trust region's multiplier learn. A temperature that falls
+#: at once leaves the policy certain before the critics know anything.
+ENT_COEF_SPEED = 1.0
+KL_COEF_SPEED = 10.0
 #: Key of the running statistics of a space that is no Dict
 _PLAIN = "observation"
 
@@ -141,7 +144,7 @@ class WorldModelPolicy(ActorCriticPolicy):
         codec = make_action_codec(self.action_space, self.log_std_init)
         if isinstance(self.action_space, spaces.Box):
             self._squash_output = True
-            self.action_dist = SquashedDiagGaussianDistribution(codec.input_dim)
+            self.action_dist = SquashedGaussian(codec.input_dim)
         self.norms = nn.ModuleDict({key: RunningNorm(s.shape) for key, s in self._normalized_spaces().items()})
         self.world_model = WorldModel(self.features_dim, codec, self.sizes, self.activation_fn)
         self.bar = copy.deepcopy(self.world_model).requires_grad_(False)
@@ -159,7 +162,8 @@ class WorldModelPolicy(ActorCriticPolicy):
         self.optimizer = self.optimizer_class(acting, lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
         learned = [*self.features_extractor.parameters(), *model.model_parameters()]
         self.model_optimizer = self.optimizer_class(learned, lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
-        self.coef_optimizer = th.optim.Adam([self.log_ent_coef, self.log_kl_coef], lr=lr_schedule(1))
+        coefs = [dict(params=[self.log_ent_coef], speed=ENT_COEF_SPEED), dict(params=[self.log_kl_coef], speed=KL_COEF_SPEED)]
+        self.coef_optimizer = th.optim.Adam(coefs, lr=lr_schedule(1))
 
     def _normalized_spaces(self) -> dict[str, spaces.Box]:
         """Vectors and other Boxes that are no images."""
@@ -311,8 +315,7 @@ class WorldModelPolicy(ActorCriticPolicy):
         codec = self.world_model.codec
         if isinstance(codec, GaussianActions):
             mean, log_std = params.chunk(2, -1)
-            # SB3's own proba_distribution() adds log_std to zeros of the mean's shape: a batch of them is as good
-            return SquashedDiagGaussianDistribution(codec.input_dim).proba_distribution(mean, log_std)
+            return SquashedGaussian(codec.input_dim).proba_distribution(mean, log_std)
         logits = params[..., codec.legal_index]
         dist = self.action_dist
         if isinstance(dist, BernoulliDistribution):
@@ -338,7 +341,7 @@ class WorldModelPolicy(ActorCriticPolicy):
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         """
         :param actions: As :meth:`forward` returns them and the rollout buffer stores them
-        :return: Values in reward units, log-probabilities, entropies (``None`` for Box)
+        :return: Values in reward units, log-probabilities, entropies
         """
         z = self.encode(obs)
         distribution = self._distribution(self.world_model.prior(z))

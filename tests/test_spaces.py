@@ -1,5 +1,6 @@
 """Every action space and every observation space trains, plans and predicts."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -88,33 +89,44 @@ def test_action_space_trains_plans_and_predicts(name: str, plan_rollouts: bool) 
         check_predictions(model, env)
 
 
+def legal_values(space: spaces.Space) -> list[set[int]]:
+    """:return: The values of each factor of a discrete kind of space"""
+    if isinstance(space, spaces.Discrete):
+        return [set(range(int(space.start), int(space.start + space.n)))]
+    if isinstance(space, spaces.MultiDiscrete):
+        return [set(range(int(a), int(a + n))) for a, n in zip(space.start, space.nvec, strict=True)]
+    assert isinstance(space, spaces.MultiBinary)
+    return [{0, 1}] * math.prod(space.shape)
+
+
 @pytest.mark.parametrize("name", ACTION_SPACES)
 def test_every_action_is_tried(name: str) -> None:
     space = ACTION_SPACES[name]
-    model = tiny_model(randoms(1, action_space=space), learning_starts=10_000).learn(200)
-    actions = np.stack(received_by(model)).reshape(200, -1)
+    model = tiny_model(randoms(1, action_space=space), learning_starts=10_000).learn(208)
+    actions = np.stack(received_by(model)).reshape(208, -1)
     if isinstance(space, spaces.Box):
         spread = np.ptp(actions, axis=0)
         assert np.all(spread[(space.high > space.low).flatten()] > 0)
         assert np.all(spread[(space.high == space.low).flatten()] == 0)
-    elif name != "large discrete":
-        start = np.ravel(getattr(space, "start", 0))
-        counts = np.ravel(getattr(space, "nvec", getattr(space, "n", 2)) if name.find("binary") < 0 else 2)
-        for column, first, n in np.broadcast(np.arange(actions.shape[1]), start, counts):
-            assert set(actions[:, column]) == set(range(first, first + n))
+    else:
+        for column, values in enumerate(legal_values(space)):
+            tried = set(actions[:, column].tolist())
+            assert tried <= values and len(tried) > 0.7 * len(values)
 
 
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
-@pytest.mark.parametrize("name", ["asymmetric box", "float64 box", "low is high"])
-def test_saturated_policy_stays_within_the_bounds(name: str, sign: float) -> None:
-    space = ACTION_SPACES[name]
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_saturated_policy_stays_within_the_bounds(dtype: type, sign: float) -> None:
+    # Among many bounds are some for which low + (high - low) rounds to more than high
+    low, width = np.random.default_rng(0).normal(size=(2, 50))
+    space = spaces.Box(low.astype(dtype), (low + np.abs(width)).astype(dtype), dtype=dtype)
     model = tiny_model(randoms(1, action_space=space), learning_starts=10_000)
     with th.no_grad():
-        model.policy.world_model.actor[-1].bias[: model.policy.world_model.codec.input_dim] = 50 * sign
+        model.policy.get_parameter("world_model.actor.1.bias")[:50] = 50 * sign
     model.learn(16)
-    assert all(space.contains(action) for action in received_by(model))
     action, _ = model.predict(np.zeros(3, np.float32), deterministic=True)
-    assert space.contains(action), f"{action} is not in {space}"
+    for chosen in (action, *received_by(model)):
+        assert np.all(chosen <= space.high) and np.all(chosen >= space.low), np.max([chosen - space.high, space.low - chosen])
 
 
 @pytest.mark.parametrize("name", VECTORS)
@@ -138,7 +150,7 @@ def test_images_are_stored_once_as_bytes(space: spaces.Box) -> None:
     assert stored.dtype == np.uint8 and stored.shape[2:] == (3, 36, 40)
     # One slot per transition, and the last observations of six episodes in a pool
     assert set(memory.observations) == {""}
-    assert len(memory.final_pool[""]) - len(memory.free_finals) == 6 + 1 * (32 % 5 > 0 and memory.truncated[31, 0])
+    assert len(memory.final_pool[""]) - len(memory.free_finals) == 6
 
 
 @pytest.mark.parametrize("key", ["last", None])
@@ -171,7 +183,7 @@ def test_dict_observations(name: str) -> None:
     model = tiny_model(env, "MultiInputPolicy", policy_kwargs=kwargs, plan_rollouts=True).learn(64)
     assert model._n_updates == 32
     env.seed(0)
-    obs = env.reset()
+    obs: Any = env.reset()
     for deterministic in (True, False):
         with model.set_planning(8):
             actions, _ = model.predict(obs, deterministic=deterministic)
@@ -185,4 +197,4 @@ def test_vectors_are_normalised_and_images_are_not() -> None:
     model = tiny_model(randoms(1, observation_space=DICTS["images"]), "MultiInputPolicy", policy_kwargs=kwargs)
     assert set(model.policy.norms) == {"position"}
     model.learn(32)
-    assert float(model.policy.norms["position"].count) == 32
+    assert model.policy.state_dict()["norms.position.count"] == 32
