@@ -76,7 +76,7 @@ conformance: $(VENV)/.tests ## run Stable-Baselines3's own tests on M3PO
 	$(BIN)/python tests/conformance/run.py
 
 benchmark: $(VENV)/.tests ## time updates, predictions and planned steps
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python -m benchmarks.speed
 
 build: $(VENV)/.dev ## make the source distribution and the wheel in dist/
 	$(BIN)/python -m build

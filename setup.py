@@ -25,7 +25,7 @@ EXTRAS = {
     ],
     "ray": ["ray>=2.40"],
     # examples/demo.py
-    "demo": [*MUJOCO, "matplotlib", "tqdm", "rich"],
+    "demo": [*MUJOCO, "matplotlib", "tqdm", "rich", "rl_zoo3>=2.9,<3", "pyyaml"],
     "docs": ["sphinx>=7,<10", "myst-parser>=4,<6", "furo", "sphinx-copybutton"],
     # The test suite, and Stable-Baselines3's own tests (`make conformance`)
     "tests": [

@@ -8,7 +8,7 @@ included. Each learns in a process of its own with one thread; evaluations do no
 
 import os
 
-os.environ.update(OMP_NUM_THREADS="1", TORCHINDUCTOR_COMPILE_THREADS="1", MUJOCO_GL="disable")
+os.environ.update(OMP_NUM_THREADS="1", TORCHINDUCTOR_COMPILE_THREADS="1", MUJOCO_GL="disable", MPLBACKEND="Agg")
 
 import argparse
 import multiprocessing
@@ -19,13 +19,13 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 import torch as th
 import yaml
+from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -49,11 +49,6 @@ class Point(NamedTuple):
     score: float
 
 
-def make_m3po() -> BaseAlgorithm:
-    """M3PO with its defaults."""
-    return M3PO("MlpPolicy", make_vec_env(ENV_ID, seed=0), seed=0, device="cpu")
-
-
 def make_ppo() -> BaseAlgorithm:
     """PPO with rl-zoo3's settings for HalfCheetah."""
     settings = yaml.safe_load((files("rl_zoo3") / "hyperparams" / "ppo.yml").read_text())["HalfCheetah-v4"]
@@ -61,7 +56,7 @@ def make_ppo() -> BaseAlgorithm:
     if settings.pop("normalize"):
         env = VecNormalize(env, gamma=settings["gamma"])
     del settings["n_timesteps"]
-    # the zoo's file has Python in it: dict(activation_fn=nn.ReLU, ...)
+    # text in the zoo's file: dict(activation_fn=nn.ReLU, ...)
     settings["policy_kwargs"] = eval(settings["policy_kwargs"], {"nn": th.nn})
     return PPO(settings.pop("policy"), env, seed=0, device="cpu", **settings)
 
@@ -88,7 +83,7 @@ def cpu_seconds() -> float:
 class LearnFor(BaseCallback):
     """Learn for some CPU-seconds, evaluate on the way without counting it, and tell the parent process."""
 
-    queue: Queue
+    queue: Queue  # to the parent process
 
     def __init__(self, name: str, budget: float) -> None:
         super().__init__()
@@ -121,15 +116,10 @@ class LearnFor(BaseCallback):
         self.queue.put((self.name, self.num_timesteps, cpu, self.points[-1].score))
 
 
-def set_queue(queue: Queue) -> None:
-    """Give a process its line to the parent process."""
-    LearnFor.queue = queue
-
-
 def learn(name: str, budget: float, folder: Path) -> list[Point]:
     """Learn for ``budget`` CPU-seconds on one thread, save the model, return its curve."""
     th.set_num_threads(1)
-    model = make_m3po() if name == "M3PO" else make_ppo()
+    model = M3PO("MlpPolicy", make_vec_env(ENV_ID, seed=0), seed=0, device="cpu") if name == "M3PO" else make_ppo()
     callback = LearnFor(name, budget)
     model.learn(10**9, callback=callback)
     model.save(folder / f"{name.lower()}_halfcheetah.zip")
@@ -141,7 +131,7 @@ def learn_side_by_side(budget: float, folder: Path) -> dict[str, list[Point]]:
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     columns = (TextColumn("{task.description:5}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
-    with Progress(*columns) as progress, ProcessPoolExecutor(2, context, set_queue, (queue,)) as pool:
+    with Progress(*columns) as progress, ProcessPoolExecutor(2, context, setattr, (LearnFor, "queue", queue)) as pool:
         bars = {name: progress.add_task(name, total=budget, text="starting") for name in NAMES}
         futures = {name: pool.submit(learn, name, budget, folder) for name in NAMES}
         while not all(future.done() for future in futures.values()):
@@ -160,9 +150,7 @@ def show_tables(console: Console, curves: dict[str, list[Point]]) -> None:
     longest = max(columns[name][0][-1] for name in NAMES)
     marks = ([mark for mark in STEP_MARKS if mark <= longest], cpu_marks)
     for axis, title in enumerate(("environment steps", "CPU-seconds of learning")):
-        table = Table(title, *(f"{name} score" for name in NAMES), title=f"Score against {title}")
-        for column in table.columns:
-            column.justify = "right"
+        table = Table(*(Column(text, justify="right") for text in (title, *NAMES)), title=f"Score against {title}")
         for mark in marks[axis]:
             scores = [np.interp(mark, columns[name][axis], columns[name][2], right=np.nan) for name in NAMES]
             table.add_row(f"{mark:,.0f}", *("-" if np.isnan(score) else f"{score:,.0f}" for score in scores))
@@ -173,9 +161,6 @@ def show_tables(console: Console, curves: dict[str, list[Point]]) -> None:
 
 def draw(curves: dict[str, list[Point]], path: Path) -> None:
     """Both curves against both axes."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     for name, points in curves.items():
         steps, cpu, scores = np.array(points).T
@@ -199,12 +184,13 @@ def main() -> None:
     curves = learn_side_by_side(args.seconds, args.output)
     show_tables(console, curves)
     draw(curves, args.output / "curves.png")
+    th.set_num_threads(1)
     path = args.output / "m3po_halfcheetah.zip"
     model = M3PO.load(path, device="cpu")
     env = make_eval_env(model, n_envs=5)
-    console.print(f"{path} loaded: score {mean_score(model, env):,.0f} with the policy alone (5 episodes)")
+    console.print(f"{path} loaded, 5 episodes: {mean_score(model, env):,.0f} with the policy alone")
     with model.set_planning(32, 1):
-        console.print(f"{path} loaded: score {mean_score(model, env):,.0f} with planning (32 samples, 1 iteration)")
+        console.print(f"{path} loaded, 5 episodes: {mean_score(model, env):,.0f} with planning (32 samples, 1 iteration)")
     console.print(f"Curves: {args.output / 'curves.png'}. The demo took {time.perf_counter() - started:.0f} seconds.")
 
 

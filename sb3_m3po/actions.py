@@ -146,6 +146,7 @@ class CategoricalActions(nn.Module):
         else:
             nvec = [2] * math.prod(self.shape)
             start = [0] * len(nvec)
+        self.dtype = th.int8 if isinstance(space, spaces.MultiBinary) else th.int64
         self.n_factors, self.width = len(nvec), max(nvec)
         self.input_dim = self.params_dim = self.noise_dim = self.n_factors * self.width
         self.max_entropy = sum(math.log(n) for n in nvec)
@@ -186,7 +187,7 @@ class CategoricalActions(nn.Module):
         :return: Environment actions, shape ``(batch, *space.shape)``
         """
         index = inputs.unflatten(-1, (self.n_factors, self.width)).argmax(-1) + self.start
-        return index.reshape(-1, *self.shape)
+        return index.reshape(-1, *self.shape).to(self.dtype)
 
     def noise(self, shape: tuple[int, ...], generator: th.Generator | None = None) -> th.Tensor:
         """

@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage
 
 try:
     import psutil
@@ -55,6 +55,7 @@ class ReplayMemory:
     def __init__(self, capacity: int, observation_space: spaces.Space, action_space: spaces.Space, n_envs: int):
         self.capacity = max(capacity // n_envs, 1)
         self.n_envs = n_envs
+        self.action_space = action_space
         self.action_dim = get_action_dim(action_space)
         self.spaces = (
             dict(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else {PLAIN: observation_space}
@@ -125,7 +126,7 @@ class ReplayMemory:
             self._allocate(min(max(2 * self.slots, 1024), self.capacity + 1))
         i, edge = self.pos, (self.pos + 1) % self.slots
         self._release(edge)
-        obs, next_obs = _as_dict(obs), _as_dict(next_obs)
+        obs, next_obs = as_dict(obs), as_dict(next_obs)
         for key, array in self.observations.items():
             array[i] = obs[key].reshape(array[i].shape)
             array[edge] = next_obs[key].reshape(array[edge].shape)
@@ -193,7 +194,8 @@ class ReplayMemory:
         # Nothing lies behind the observation at the edge: stay there
         slot = (self.pos - np.maximum(age, 0)) % self.slots
         states = slot * self.n_envs + env
-        slot, edge = slot[:-1], age[:-1] <= 1
+        # Behind the edge the newest transition is repeated: a slot that is not in use holds no legal action
+        slot, edge = (self.pos - np.maximum(age[:-1], 1)) % self.slots, age[:-1] <= 1
         final = self.final_index[slot, env]
         ended = (final >= 0) & (age[:-1] >= 1)
         states[1:][ended] = self.slots * self.n_envs + final[ended]
@@ -288,8 +290,30 @@ def _storage_dtype(space: spaces.Space) -> np.dtype:
     return np.dtype(np.float32) if dtype == np.float64 else dtype
 
 
-def _as_dict(obs: Observations) -> dict[str, np.ndarray]:
+def as_dict(obs: Observations) -> dict[str, np.ndarray]:
+    """:return: Observations by key, ``PLAIN`` for those of a space that is no Dict"""
     return obs if isinstance(obs, dict) else {PLAIN: obs}
+
+
+def original_observations(env: Any, vec_normalize: VecNormalize) -> Observations:
+    """
+    What VecNormalize normalised last, in the form that the policy sees.
+
+    :param env: The outermost wrapper; SB3 itself puts VecTransposeImage around VecNormalize
+    :raises ValueError: if a wrapper around VecNormalize changes observations in a way that can't be repeated
+    """
+    above = []
+    while env is not vec_normalize:
+        above.append(env)
+        env = env.venv
+    obs: Any = vec_normalize.get_original_obs()
+    for wrapper in reversed(above):
+        if isinstance(wrapper, VecTransposeImage):
+            obs = wrapper.transpose_observations(obs)
+        elif wrapper.observation_space != wrapper.venv.observation_space:
+            name = type(wrapper).__name__
+            raise ValueError(f"{name}(VecNormalize(env)) is not supported: use VecNormalize({name}(env))")
+    return obs
 
 
 def _normalize(obs: Observations, vec_normalize: VecNormalize) -> Observations:

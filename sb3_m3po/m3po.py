@@ -17,7 +17,15 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_m3po.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer, Observations, ReplayMemory
+from sb3_m3po.buffers import (
+    HybridDictRolloutBuffer,
+    HybridRolloutBuffer,
+    Observations,
+    ReplayMemory,
+    as_dict,
+    original_observations,
+)
+from sb3_m3po.checks import check_classes, check_finite, check_numbers, check_observation_space, initial_ent_coef
 from sb3_m3po.learner import Learner
 from sb3_m3po.planner import Plan
 from sb3_m3po.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PlanningSwitch, WorldModelPolicy
@@ -77,7 +85,7 @@ class M3PO(OnPolicyAlgorithm):
         self,
         policy: str | type[WorldModelPolicy],
         env: GymEnv | str | None,
-        learning_rate: float | Schedule = 1e-3,
+        learning_rate: float | Schedule = 2e-3,
         n_steps: int | None = None,
         batch_size: int = 128,
         utd_ratio: float = 0.5,
@@ -106,7 +114,7 @@ class M3PO(OnPolicyAlgorithm):
     ):
         if env is not None:
             env = maybe_make_env(env, verbose)
-            _check_observation_space(env.observation_space)
+            check_observation_space(env.observation_space)
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]
@@ -151,9 +159,13 @@ class M3PO(OnPolicyAlgorithm):
     # ----------------------------------------------------------------- set up
 
     def _setup_model(self) -> None:
-        self._check_arguments()
+        check_classes(self)
+        check_numbers(self)
+        ent_coef = initial_ent_coef(self.ent_coef)
         self._setup_lr_schedule()
         self._generator, self._rng = th.Generator(), np.random.default_rng()
+        # A new one always starts from the same seed
+        self._generator.seed()
         self.set_random_seed(self.seed)
         buffer_class = self.rollout_buffer_class or (
             HybridDictRolloutBuffer if isinstance(self.observation_space, spaces.Dict) else HybridRolloutBuffer
@@ -184,42 +196,8 @@ class M3PO(OnPolicyAlgorithm):
             **self.policy_kwargs,
         ).to(self.device)
         self.policy.generator = self._generator
-        if isinstance(self.ent_coef, str):
-            initial = float(self.ent_coef.split("_")[1]) if "_" in self.ent_coef else 0.1
-        else:
-            initial = self.ent_coef
         with th.no_grad():
-            self.policy.log_ent_coef.fill_(np.log(max(initial, 1e-30)))
-
-    def _check_arguments(self) -> None:
-        """:raises ValueError: that names what was given and what to do"""
-        if not (isinstance(self.policy_class, type) and issubclass(self.policy_class, WorldModelPolicy)):
-            raise ValueError(
-                f"Policy must subclass WorldModelPolicy, not {self.policy_class}: "
-                "use 'MlpPolicy', 'CnnPolicy' or 'MultiInputPolicy'"
-            )
-        if isinstance(self.action_space, spaces.MultiDiscrete) and self.action_space.nvec.ndim > 1:
-            raise ValueError(
-                f"Multi-dimensional MultiDiscrete actions ({self.action_space}) are not supported: "
-                "flatten the space's `nvec` in a wrapper"
-            )
-        chosen = self.rollout_buffer_class
-        if chosen is not None and not issubclass(chosen, (HybridRolloutBuffer, HybridDictRolloutBuffer)):
-            raise ValueError(
-                f"rollout_buffer_class={chosen.__name__} has no replay memory: "
-                "use HybridRolloutBuffer (HybridDictRolloutBuffer for Dict observations) or a subclass"
-            )
-        for name in ("batch_size", "sync_interval", "n_step_returns", "horizon", "buffer_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.utd_ratio < 0 or self.learning_starts < 0 or self.bonus_coef < 0:
-            raise ValueError("utd_ratio, learning_starts and bonus_coef must not be negative")
-        if self.n_steps is not None and self.n_steps < 1:
-            raise ValueError(f"n_steps={self.n_steps} must be at least 1, or None")
-        if self.target_kl is not None and self.target_kl <= 0:
-            raise ValueError(f"target_kl={self.target_kl} must be positive, or None for no trust region")
-        if isinstance(self.ent_coef, str) and not self.ent_coef.startswith("auto"):
-            raise ValueError(f"ent_coef={self.ent_coef!r} must be a number, 'auto' or 'auto_<initial value>'")
+            self.policy.log_ent_coef.fill_(np.log(max(ent_coef, 1e-30)))
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """
@@ -242,17 +220,27 @@ class M3PO(OnPolicyAlgorithm):
 
     # ---------------------------------------------------------------- collect
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        # The environments may have been reset, replaced or left in the middle of a step
-        self.rollout_buffer.memory.cut()
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps or self._last_obs is None:
+            # The environments are about to be reset
+            self.rollout_buffer.memory.cut()
         if self._vec_normalize_env is not None and self._vec_normalize_env.norm_reward:
             warnings.warn(
                 "VecNormalize's reward normalisation has no effect on M3PO, which learns from the environment's own rewards "
                 "and scales them itself: pass norm_reward=False",
-                stacklevel=3,
+                stacklevel=4,
             )
-        result = super()._setup_learn(*args, **kwargs)
-        self._check_finite(self._last_obs, None)  # type: ignore[arg-type]
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        if self._vec_normalize_env is not None:
+            self._last_original_obs = original_observations(self.env, self._vec_normalize_env)  # type: ignore[assignment]
+        self._check_step(self._last_obs, None, np.zeros(self.n_envs, bool), [])  # type: ignore[arg-type]
         return result
 
     def learn(
@@ -304,12 +292,15 @@ class M3PO(OnPolicyAlgorithm):
 
             new_obs: Any  # for VecEnv it may be a tuple too, which M3PO refuses at construction
             new_obs, rewards, dones, infos = env.step(clipped_actions)
-            self._check_finite(new_obs, rewards)
+            self._check_step(new_obs, rewards, dones, infos)
             self.num_timesteps += env.num_envs
 
             # Give access to local variables
             callback.update_locals(locals())
             if not callback.on_step():
+                # What was played is not lost, and a continued training starts where the environments are
+                self._remember(actions, new_obs, rewards, dones, infos)
+                self._last_obs, self._last_episode_starts = new_obs, dones
                 return False
 
             self._update_info_buffer(infos, dones)
@@ -344,20 +335,28 @@ class M3PO(OnPolicyAlgorithm):
         self.logger.record_mean("exploration/planner_kl", planned.kl.mean().item())
         self.logger.record_mean("exploration/planner_gain", planned.gain.mean().item())
 
-    def _check_finite(self, obs: Observations, rewards: np.ndarray | None) -> None:
+    def _check_step(
+        self, new_obs: Observations, rewards: np.ndarray | None, dones: np.ndarray, infos: list[dict[str, Any]]
+    ) -> None:
         """
-        :raises ValueError: for NaN or infinite observations or rewards, before they reach the memory
+        :raises ValueError: for NaN or infinite observations (an episode's last one included) or rewards
         """
-        parts = list(obs.values()) if isinstance(obs, dict) else [obs]
-        parts = [part for part in parts if part.dtype.kind == "f"] + ([] if rewards is None else [rewards])
-        for part in parts:
-            if not np.isfinite(part).all():
-                bad = np.flatnonzero(~np.isfinite(part.reshape(len(part), -1)).all(-1)).tolist()
-                kind = "reward" if part is rewards else "observation"
-                raise ValueError(
-                    f"Environment {bad} returned a NaN or infinite {kind} at step {self.num_timesteps}: "
-                    "nothing of it was stored; check the environment (SB3's VecCheckNan helps to find the cause)"
-                )
+        if self._vec_normalize_env is not None:
+            # Its statistics spread a bad number over all environments
+            new_obs = self._vec_normalize_env.get_original_obs()  # type: ignore[assignment]
+            rewards = None if rewards is None else self._vec_normalize_env.get_original_reward()
+        try:
+            check_finite("observation", new_obs, self.num_timesteps)
+            if rewards is not None:
+                check_finite("reward", rewards, self.num_timesteps)
+            for i in np.flatnonzero(dones).tolist():
+                final = infos[i].get("terminal_observation")
+                if final is not None:
+                    check_finite("observation", {k: np.asarray([v]) for k, v in as_dict(final).items()}, self.num_timesteps, i)
+        except ValueError:
+            # The environments went on: a continued training begins with a reset
+            self._last_obs = None
+            raise
 
     def _remember(
         self, actions: np.ndarray, new_obs: Observations, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
@@ -371,7 +370,7 @@ class M3PO(OnPolicyAlgorithm):
         next_obs, vec_normalize = new_obs, self._vec_normalize_env
         if vec_normalize is not None:
             obs = self._last_original_obs  # type: ignore[assignment]
-            next_obs, rewards = vec_normalize.get_original_obs(), vec_normalize.get_original_reward()
+            next_obs, rewards = original_observations(self.env, vec_normalize), vec_normalize.get_original_reward()
             self._last_original_obs = next_obs  # type: ignore[assignment]
         truncated = np.zeros(self.n_envs, dtype=bool)
         for i in np.flatnonzero(dones).tolist():
@@ -484,8 +483,11 @@ class M3PO(OnPolicyAlgorithm):
         if not isinstance(memory, ReplayMemory):
             raise ValueError(f"{path} holds a {type(memory).__name__}, not a ReplayMemory saved by save_replay_buffer()")
         mine = self.rollout_buffer.memory
-        if memory.spaces != mine.spaces or memory.action_dim != mine.action_dim:
-            raise ValueError(f"The memory's spaces {memory.spaces} are not the model's {mine.spaces}")
+        if (memory.spaces, memory.action_space) != (mine.spaces, mine.action_space):
+            raise ValueError(
+                f"The memory's spaces {memory.spaces}, {memory.action_space} are not the model's {mine.spaces}, "
+                f"{mine.action_space}"
+            )
         if memory.n_envs != self.n_envs:
             raise ValueError(
                 f"The memory was saved with {memory.n_envs} environments, the model has {self.n_envs}: "
@@ -500,19 +502,6 @@ class M3PO(OnPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "policy.model_optimizer", "policy.coef_optimizer"], []
-
-
-def _check_observation_space(space: spaces.Space) -> None:
-    """:raises ValueError: for a space that SB3's policies can't take, before a vec-env stumbles over it"""
-    supported = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-    parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
-    for key, part in parts.items():
-        if not isinstance(part, (*supported, spaces.Dict)):
-            where = f" under key {key!r}" if key else ""
-            raise ValueError(
-                f"Observation space {type(part).__name__}{where} is not supported: use Box, Discrete, MultiDiscrete, "
-                "MultiBinary, or a Dict of them (a Tuple becomes a Dict in a wrapper, a Text becomes numbers)"
-            )
 
 
 def _copy(obs: Observations) -> Observations:

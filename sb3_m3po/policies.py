@@ -281,7 +281,7 @@ class WorldModelPolicy(ActorCriticPolicy):
         """
         z = self.encode(obs)
         model = self.world_model
-        params = model.prior(z)
+        params = _not_nan(self.world_model.prior(z))
         if deterministic:
             inputs = model.codec.mode(params)
             actions = model.codec.to_env(inputs)
@@ -306,7 +306,9 @@ class WorldModelPolicy(ActorCriticPolicy):
 
     def make_plan(self, z: th.Tensor, config: PlannerConfig, noise: NoiseSource, deadline: float | None = None) -> Plan:
         """:return: The plan from latents ``z``, see :func:`~sb3_m3po.planner.plan`"""
-        return plan(self.world_model, self.world_model.codec, z, self.gamma, config, noise, deadline)
+        planned = plan(self.world_model, self.world_model.codec, z, self.gamma, config, noise, deadline)
+        _not_nan(planned.gain)
+        return planned
 
     def _values(self, z: th.Tensor) -> th.Tensor:
         return (self.return_scale * self.world_model.policy_value(z)).unsqueeze(-1)
@@ -351,13 +353,18 @@ class WorldModelPolicy(ActorCriticPolicy):
         """:return: Pessimistic values of the policy in reward units, shape ``(batch, 1)``"""
         return self._values(self.encode(obs))
 
+    def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
+        """:return: Actions within the bounds of the space, where SB3's may round to just outside of them"""
+        assert isinstance(self.action_space, spaces.Box)
+        return np.clip(super().unscale_action(scaled_action), self.action_space.low, self.action_space.high)
+
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         z = self.encode(observation)
         codec = self.world_model.codec
+        params = _not_nan(self.world_model.prior(z))
         if self._planning is not None:
             planned = self._plan_for_prediction(z, self._planning)
             return codec.to_env(planned.mode() if deterministic else planned.sample()[0])
-        params = self.world_model.prior(z)
         if deterministic:
             return codec.to_env(codec.mode(params))
         return codec.to_env(codec.sample(params, codec.noise((len(z),)).to(z.device))[0])
@@ -411,6 +418,13 @@ class WorldModelPolicy(ActorCriticPolicy):
         if self._planning_milliseconds is not None:
             deadline = time.perf_counter() + self._planning_milliseconds / 1000
         return self.make_plan(z, config, noise, deadline)
+
+
+def _not_nan(x: th.Tensor) -> th.Tensor:
+    """:raises ValueError: rather than to act on NaN; rl-zoo3 prunes a trial on it"""
+    if x.isnan().any():
+        raise ValueError("The model's outputs are NaN: it has diverged, load an earlier checkpoint")
+    return x
 
 
 MlpPolicy = WorldModelPolicy

@@ -13,7 +13,20 @@ import sb3_m3po
 
 PACKAGE = Path(sb3_m3po.__file__).parent
 #: A file imports only from files that stand before it
-ORDER = ["math", "nets", "actions", "world_model", "planner", "losses", "buffers", "policies", "learner", "m3po", "__init__"]
+ORDER = [
+    "math",
+    "nets",
+    "actions",
+    "world_model",
+    "planner",
+    "losses",
+    "buffers",
+    "policies",
+    "checks",
+    "learner",
+    "m3po",
+    "__init__",
+]
 MAX_LINES = {"m3po": 520}
 
 

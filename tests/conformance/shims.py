@@ -12,8 +12,10 @@ from sb3_m3po import M3PO, CnnPolicy, MlpPolicy, MultiInputPolicy
 
 #: Networks for toy environments
 SMALL = {"latent_dim": 32, "encoder_arch": [64], "model_arch": [64], "n_critics": 2}
-#: What has no counterpart: the clipped objective, the advantages, RMSprop's variant, the conjugate gradient
+#: What has no counterpart: epochs over a rollout, the clipped objective, the advantages, RMSprop's variant, the conjugate
+#: gradient. M3PO's updates per transition are its default.
 DROPPED = (
+    "n_epochs", "n_critic_updates", "batch_size",
     "clip_range", "clip_range_vf", "normalize_advantage", "vf_coef",
     "use_rms_prop", "rms_prop_eps",
     "cg_max_steps", "cg_damping", "line_search_shrinking_factor", "line_search_max_iter", "sub_sampling_factor",
@@ -41,8 +43,6 @@ class SmallMultiInputPolicy(MultiInputPolicy):
 class Shim(M3PO):
     """
     :cvar N_STEPS: Length of a rollout, if the test names none
-    :cvar N_EPOCHS: Updates per sample, likewise
-    :cvar BATCH_SIZE: Samples per update, likewise
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -50,10 +50,10 @@ class Shim(M3PO):
         "CnnPolicy": SmallCnnPolicy,
         "MultiInputPolicy": SmallMultiInputPolicy,
     }
-    N_STEPS, N_EPOCHS, BATCH_SIZE = 64, 10, 64
+    N_STEPS = 64
 
-    def __init__(self, policy: Any, env: Any, learning_rate: Any = 1e-3, **kwargs: Any):
-        super().__init__(policy, env, learning_rate, **self.translate(kwargs))
+    def __init__(self, policy: Any, env: Any, **kwargs: Any):
+        super().__init__(policy, env, **self.translate(kwargs))
 
     @classmethod
     def translate(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -63,17 +63,13 @@ class Shim(M3PO):
         """
         passed = {name: value for name, value in kwargs.items() if name not in DROPPED}
         n_steps = passed.pop("n_steps", cls.N_STEPS)
-        n_epochs = passed.pop("n_epochs", passed.pop("n_critic_updates", cls.N_EPOCHS))
-        batch_size = min(passed.pop("batch_size", cls.BATCH_SIZE), n_steps)
         if passed.pop("use_sde", False):
             passed["policy_kwargs"] = {**(passed.get("policy_kwargs") or {}), "use_sde": True}
-        utd_ratio = n_epochs / batch_size
         sizes = {
             "n_steps": n_steps,
-            "batch_size": 32,
-            "utd_ratio": utd_ratio,
-            # One sync per rollout, if it is no long one
-            "sync_interval": min(max(1, int(n_steps * utd_ratio)), 16),
+            "batch_size": 64,
+            # At least one sync per rollout: half an update per transition, as by default
+            "sync_interval": min(max(1, n_steps // 2), 16),
             "learning_starts": min(n_steps, 64),
         }
         return {**sizes, **passed}
@@ -88,8 +84,8 @@ class PPO(Shim):
 
 
 class A2C(Shim):
-    N_STEPS, N_EPOCHS, BATCH_SIZE = 20, 1, 5
+    N_STEPS = 20
 
 
 class TRPO(Shim):
-    N_STEPS, N_EPOCHS, BATCH_SIZE = 128, 10, 128
+    N_STEPS = 128

@@ -1,0 +1,78 @@
+"""The benchmark harness: rows, resuming, overrides, the verdict of the table."""
+
+import pytest
+
+from benchmarks import run as benchmark
+from benchmarks.algorithms import apply_overrides
+from benchmarks.record import read_rows
+from benchmarks.table import passes, score
+from benchmarks.targets import Target
+
+TARGET = Target("CartPole-v1", bar=100.0, within=3, until=5)
+
+
+def arguments(tmp_path, steps: int) -> list[str]:
+    """The command line of a short run."""
+    options = ["--algo", "ppo", "--env", "CartPole-v1", "--seeds", "0", "-p", "n_steps:64", "-p", "n_epochs:1"]
+    return [
+        *options,
+        "--steps",
+        str(steps),
+        "--name",
+        "test",
+        "--out",
+        str(tmp_path),
+        "--checkpoints",
+        str(tmp_path / "saved"),
+    ]
+
+
+def test_run_resumes_from_the_last_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "ppo-test" / "CartPole-v1_seed0.csv"
+    monkeypatch.setattr(benchmark.Evaluate, "_checkpoint", lambda self, steps: save_and_die(self, steps, at=2000))
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.main(arguments(tmp_path, 3000))
+    with path.open("a") as file:
+        file.write("ppo,test,CartPole-v1,0,2500,1.0,0.0,20,1,1,1,1,a,b,c\nppo,te")
+    monkeypatch.undo()
+    benchmark.main(arguments(tmp_path, 3000))
+    rows = read_rows(path)
+    assert [int(row["steps"]) for row in rows] == [1000, 2000, 3000]
+    assert all(set(row) == set(benchmark.COLUMNS) for row in rows)
+    times = [float(row["cpu_seconds"]) for row in rows]
+    assert times == sorted(times)
+    content = path.read_text()
+    benchmark.main(arguments(tmp_path, 3000))
+    assert path.read_text() == content, "a finished run is left alone"
+
+
+def save_and_die(callback, steps: int, at: int) -> None:
+    """Write a checkpoint, then stop as Ctrl-C does."""
+    if steps == at:
+        state = {"steps": steps, "wall": callback.clock.wall, "cpu": callback.clock.cpu}
+        benchmark.save_checkpoint(callback.model, callback.run, state)
+        raise KeyboardInterrupt
+
+
+def test_overrides_reach_nested_arguments_and_leave_the_original():
+    before = {"policy_kwargs": {"n_critics": 5}}
+    after = apply_overrides(before, ["policy_kwargs.n_critics:2", "learning_rate:1e-3", "ent_coef:auto"])
+    assert after == {"policy_kwargs": {"n_critics": 2}, "learning_rate": 1e-3, "ent_coef": "auto"}
+    assert before == {"policy_kwargs": {"n_critics": 5}}
+
+
+@pytest.mark.parametrize(
+    "scores, verdict",
+    [
+        ([[100, 100, 100, 100, 100], [100, 100, 100, 100, 100]], True),
+        ([[90, 90, 90, 100, 100], [110, 110, 110, 100, 100]], True),
+        ([[60, 60, 60, 100, 100], [150, 150, 150, 100, 100]], False),  # a seed below 0.8
+        ([[100, 100, 100, 100, 90], [100, 100, 100, 100, 100]], False),  # it does not stay there
+        ([[100, 100, 100, 100, 100]], False),  # a seed is missing
+    ],
+)
+def test_table_asks_for_the_mean_the_worst_seed_and_what_comes_later(scores, verdict):
+    curves = {seed: {step + 1: (float(value), 0.0) for step, value in enumerate(values)} for seed, values in enumerate(scores)}
+    result = score(curves, TARGET)
+    assert result is not None
+    assert passes(result, TARGET, random=0.0, share=1.0, n_seeds=2) == verdict
