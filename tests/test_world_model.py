@@ -1,0 +1,288 @@
+"""The implicit world model: what it says before it has learned, and which loss trains which part of it."""
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from torch import nn
+
+from sb3_m3po import M3PO
+from sb3_m3po.actions import CategoricalActions, make_action_codec
+from sb3_m3po.losses import ModelTargets, critic_loss, policy_terms, trust_region_loss, world_model_loss
+from sb3_m3po.math import two_hot
+from sb3_m3po.world_model import Sizes, WorldModel
+from tests.helpers import randoms, tiny_model
+
+ACTIONS: dict[str, spaces.Space] = {
+    "box": spaces.Box(-1.0, 1.0, (2,), np.float32),
+    "discrete": spaces.Discrete(3),
+    "large multi-discrete": spaces.MultiDiscrete([2, 5, 3]),
+}
+SIZES = dict(latent_dim=16, encoder_arch=[12], model_arch=[20, 14], pi_arch=[10], critic_arch=[9], n_critics=3)
+FEATURES, BATCH, HORIZON = 5, 6, 3
+#: Parts of the model; the model's value network has a trunk and a head
+MODEL_PARTS = {"encoder", "trunk", "heads", "value_trunk", "value_head"}
+PARTS = {*MODEL_PARTS, "critics", "actor"}
+
+every_kind = pytest.mark.parametrize("space", ACTIONS.values(), ids=ACTIONS)
+
+
+def normal(*shape: int, seed: int = 0) -> th.Tensor:
+    return th.randn(*shape, generator=th.Generator().manual_seed(seed))
+
+
+def make_model(space: spaces.Space) -> WorldModel:
+    th.manual_seed(0)
+    return WorldModel(FEATURES, make_action_codec(space), Sizes(**SIZES))  # type: ignore[arg-type]
+
+
+def filled_model(space: spaces.Space) -> WorldModel:
+    """:return: A model none of whose layers is zero, for a task that terminates"""
+    model = make_model(space)
+    with th.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * normal(*parameter.shape))
+        model.can_terminate.fill_(1)
+    return model
+
+
+def some_actions(model: WorldModel, n: int = BATCH, seed: int = 0) -> th.Tensor:
+    codec = model.codec
+    params = codec.parameters_from(normal(n, codec.params_dim, seed=seed))
+    return codec.sample(params, codec.noise((n,), th.Generator().manual_seed(seed)))[0]
+
+
+def some_targets(model: WorldModel) -> ModelTargets:
+    return ModelTargets(
+        th.softmax(normal(HORIZON, BATCH, 16, seed=1), -1),
+        two_hot(normal(HORIZON, BATCH, seed=2), model.bins),
+        (normal(HORIZON, BATCH, seed=3) > 1).float(),
+        two_hot(normal(HORIZON + 1, BATCH, seed=4), model.bins),
+        th.ones(HORIZON + 1, BATCH),
+    )
+
+
+def moved(model: nn.Module) -> set[str]:
+    """:return: Parts that a gradient has reached, all of their parameters included"""
+    reached = set()
+    for name, part in model.named_children():
+        gradients = [p.grad is not None and bool(p.grad.abs().sum() > 0) for p in part.parameters()]
+        assert all(gradients) or not any(gradients), f"a part of {name} has no gradient"
+        reached |= {name} if any(gradients) else set()
+    return reached
+
+
+# ------------------------------------------------------------- before learning
+
+
+@every_kind
+def test_outcomes_and_values_start_at_zero(space: spaces.Space) -> None:
+    model = make_model(space)
+    z = model.encode(normal(BATCH, FEATURES))
+    a = some_actions(model)
+    _, reward, termination = model.step(z, a)
+    for zero in (reward, model.value(z), model.policy_value(z), model.terminal_value(z), *model.action_values(z, a)):
+        assert zero.abs().max() < 1e-5
+    assert th.equal(termination, th.zeros(BATCH))
+
+
+@every_kind
+def test_policy_starts_almost_the_same_everywhere(space: spaces.Space) -> None:
+    model = make_model(space)
+    params = model.prior(model.encode(10 * normal(BATCH, FEATURES)))
+    assert (params - params.mean(0)).abs().max() < 0.1
+    if isinstance(model.codec, CategoricalActions):
+        assert model.codec.entropy(params).min() > 0.99 * model.codec.max_entropy
+    else:
+        assert params.abs().max() < 0.1  # mean 0, standard deviation 1
+
+
+@every_kind
+def test_shapes(space: spaces.Space) -> None:
+    model = filled_model(space)
+    z, a = model.encode(normal(BATCH, FEATURES)), some_actions(model)
+    f = model.features(z, a)
+    next_z, reward_logits, termination_logit = model.outcome(f)
+    assert z.shape == next_z.shape == (BATCH, 16)
+    assert f.shape == (BATCH, 14)
+    assert reward_logits.shape == (BATCH, 51) and termination_logit.shape == (BATCH,)
+    assert [x.shape for x in model.step(z, a)] == [(BATCH, 16), (BATCH,), (BATCH,)]
+    if isinstance(model.codec, CategoricalActions) and model.codec.enumerable:
+        assert model.critic_logits(z).shape == (3, BATCH, 3, 51) and model.action_values(z).shape == (3, BATCH, 3)
+    else:
+        assert model.critic_logits(f).shape == (3, BATCH, 51) and model.action_values(z, a).shape == (3, BATCH)
+    assert model.policy_value(z).shape == model.value(z).shape == model.terminal_value(z).shape == (BATCH,)
+
+
+def test_latents_are_groups_that_sum_to_one() -> None:
+    model = filled_model(ACTIONS["box"])
+    z = model.encode(normal(BATCH, FEATURES))
+    for latent in (z, model.step(z, some_actions(model))[0]):
+        assert th.allclose(latent.view(BATCH, 2, 8).sum(-1), th.ones(BATCH, 2))
+
+
+def test_no_termination_is_predicted_before_there_was_one() -> None:
+    model = filled_model(ACTIONS["box"])
+    z, a = model.encode(normal(BATCH, FEATURES)), some_actions(model)
+    with th.no_grad():
+        model.heads.bias[-1] = 3.0
+    assert (model.step(z, a)[2] > 0.5).any()
+    model.can_terminate.zero_()
+    assert th.equal(model.step(z, a)[2], th.zeros(BATCH))
+
+
+def test_termination_is_unlikely_to_begin_with() -> None:
+    model = make_model(ACTIONS["box"])
+    model.can_terminate.fill_(1)
+    probability = model.step(model.encode(normal(BATCH, FEATURES)), some_actions(model))[2]
+    assert probability.detach().tolist() == pytest.approx([1 / (1 + np.exp(5))] * BATCH, rel=1e-4)
+
+
+# ---------------------------------------------------------------------- values
+
+
+def test_value_of_the_policy_is_the_expectation_of_the_worst_critic() -> None:
+    model = filled_model(ACTIONS["discrete"])
+    z = model.encode(normal(BATCH, FEATURES))
+    q, pi = model.action_values(z), model.prior(z).exp()
+    expected = sum(pi[:, i] * q[:, :, i].min(0).values for i in range(3))
+    assert th.allclose(model.policy_value(z), expected, atol=1e-5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["box", "large multi-discrete"])
+def test_value_of_the_policy_is_that_of_its_mode(name: str) -> None:
+    model = filled_model(ACTIONS[name])
+    z = model.encode(normal(BATCH, FEATURES))
+    q = model.action_values(z, model.codec.mode(model.prior(z)))
+    assert th.allclose(model.policy_value(z), q.min(0).values)
+
+
+@every_kind
+def test_last_value_is_the_lower_of_both(space: spaces.Space) -> None:
+    model = filled_model(space)
+    z = model.encode(normal(200, FEATURES))
+    critics, own = model.policy_value(z), model.value(z)
+    assert 0 < (critics < own).float().mean() < 1
+    assert th.equal(model.terminal_value(z), th.where(critics < own, critics, own))
+
+
+# ------------------------------------------------------------------- gradients
+
+
+@every_kind
+def test_model_loss_trains_the_model_only(space: spaces.Space) -> None:
+    model = filled_model(space)
+    actions = th.stack([some_actions(model, seed=i) for i in range(HORIZON)])
+    loss, _ = world_model_loss(model, model.encode(normal(BATCH, FEATURES)), actions, some_targets(model))
+    loss.backward()
+    assert moved(model) == MODEL_PARTS
+
+
+def test_model_loss_reaches_the_encoder_through_each_of_its_parts() -> None:
+    model = filled_model(ACTIONS["box"])
+    actions = th.stack([some_actions(model, seed=i) for i in range(HORIZON)])
+    targets = some_targets(model)
+    weight = model.encoder[1].weight
+    gradients = []
+    for changes in ({}, {"next_z": targets.next_z.roll(1)}, {"rewards": targets.rewards.roll(1, -1)}):
+        loss, _ = world_model_loss(model, model.encode(normal(BATCH, FEATURES)), actions, targets._replace(**changes))
+        gradients.append(th.autograd.grad(loss, weight)[0])
+    assert not th.equal(gradients[0], gradients[1]) and not th.equal(gradients[0], gradients[2])
+
+
+@every_kind
+def test_policy_loss_trains_the_actor_only(space: spaces.Space) -> None:
+    model = filled_model(space)
+    model.trunk.requires_grad_(False)  # as in phase B
+    z = model.encode(normal(BATCH, FEATURES)).detach()
+    anchor = model.prior(z).detach() + 0.01
+    noise = model.codec.noise((BATCH,), th.Generator().manual_seed(0))
+    terms = policy_terms(model, z, anchor, noise, th.ones(1), 0.1 * th.ones(1))
+    trust_region_loss(terms, None, th.ones(1)).backward()
+    assert moved(model) == {"actor"}
+
+
+@every_kind
+@pytest.mark.parametrize("kl_coef", [0.5, 2.0])
+def test_policy_outside_of_its_region_is_drawn_back(space: spaces.Space, kl_coef: float) -> None:
+    model = filled_model(space)
+    z = model.encode(normal(BATCH, FEATURES)).detach()
+    anchor = model.prior(z).detach().roll(1, 0)
+    noise = model.codec.noise((BATCH,), th.Generator().manual_seed(0))
+    terms = policy_terms(model, z, anchor, noise, th.ones(1), th.zeros(1))
+    parameters = list(model.actor.parameters())
+    pulled = th.autograd.grad(trust_region_loss(terms, 1e-9, th.tensor(kl_coef)), parameters, retain_graph=True)
+    expected = th.autograd.grad(kl_coef * terms.kl.mean() + terms.penalty.mean(), parameters)
+    assert all(th.allclose(g, e, atol=1e-6) for g, e in zip(pulled, expected, strict=True))
+
+
+@every_kind
+def test_critic_loss_trains_the_critics_only(space: spaces.Space) -> None:
+    model = filled_model(space)
+    with th.no_grad():
+        z = model.encode(normal(BATCH, FEATURES))
+        x = z if model.codec.enumerable else model.features(z, some_actions(model))
+    logits = model.critic_logits(x)
+    critic_loss(logits[:, :, 0] if model.codec.enumerable else logits, two_hot(th.ones(BATCH), model.bins)).backward()
+    assert moved(model) == {"critics"}
+
+
+@every_kind
+def test_policy_gradient_is_that_of_the_mean_critic(space: spaces.Space) -> None:
+    model = filled_model(space)
+    codec = model.codec
+    z = model.encode(normal(BATCH, FEATURES)).detach()
+    anchor, noise = model.prior(z).detach(), codec.noise((BATCH,), th.Generator().manual_seed(0))
+    terms = policy_terms(model, z, anchor, noise, 4 * th.ones(1), th.zeros(1))
+    params = model.prior(z)
+    if isinstance(codec, CategoricalActions) and codec.enumerable:
+        gain = (params.exp() * model.action_values(z).mean(0)).sum(-1) / 4
+    else:
+        gain = model.action_values(z, codec.sample(params, noise)[0]).mean(0) / 4
+    assert th.allclose(terms.gain, gain, atol=1e-6)
+    parameters = list(model.actor.parameters())
+    gradients = (th.autograd.grad(x.sum(), parameters) for x in (terms.gain, gain))
+    for got, expected in zip(*gradients, strict=True):
+        assert th.allclose(got, expected, atol=1e-5)
+
+
+# ------------------------------------------------------- both phases, for real
+
+
+def changed(model: M3PO, before: dict[str, th.Tensor]) -> set[str]:
+    """:return: Which parts differ from before: those of the world model, or else entries of the policy's state"""
+    names = [name for name, value in model.policy.state_dict().items() if not th.equal(value, before[name])]
+    return {name.split(".")[1] if name.startswith("world_model.") else name.split(".")[0] for name in names}
+
+
+def state(model: M3PO) -> dict[str, th.Tensor]:
+    return {name: value.clone() for name, value in model.policy.state_dict().items()}
+
+
+@every_kind
+def test_each_phase_changes_its_own_parts(space: spaces.Space) -> None:
+    model = tiny_model(randoms(action_space=space), bonus_coef=0.5).learn(64)
+    learner = model._learner()
+    learner.bonus_coef = 0.5
+    model_batch, policy_batch, frozen = learner.draw(4 * learner.batch_size)
+    before = state(model)
+    learner.fit_world_model(model_batch, frozen)
+    assert changed(model, before) == MODEL_PARTS
+    before = state(model)
+    learner.improve_policy(policy_batch, frozen)
+    assert changed(model, before) == {"actor", "critics", "log_ent_coef", "log_kl_coef", "q_range", "gap_median"}
+    assert all(parameter.requires_grad for parameter in model.policy.world_model.parameters())
+
+
+@every_kind
+def test_optimizers_share_out_all_parameters(space: spaces.Space) -> None:
+    policy = tiny_model(randoms(action_space=space)).policy
+    optimizers = (policy.optimizer, policy.model_optimizer, policy.coef_optimizer)
+    owned = [id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(owned) == sorted(id(p) for p in policy.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("changes", [dict(latent_dim=12), dict(latent_dim=0), dict(n_critics=0)], ids=str)
+def test_sizes_that_cannot_be_built_are_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        Sizes(**changes).check()  # type: ignore[arg-type]
