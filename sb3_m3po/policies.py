@@ -147,8 +147,8 @@ class WorldModelPolicy(ActorCriticPolicy):
             self.action_dist = SquashedGaussian(codec.input_dim)
         self.norms = nn.ModuleDict({key: RunningNorm(s.shape) for key, s in self._normalized_spaces().items()})
         self.world_model = WorldModel(self.features_dim, codec, self.sizes, self.activation_fn)
-        self.bar = copy.deepcopy(self.world_model).requires_grad_(False)
-        self.bar_features_extractor = copy.deepcopy(self.features_extractor).requires_grad_(False)
+        self.bar = copy.deepcopy(self.world_model).requires_grad_(False).eval()
+        self.bar_features_extractor = copy.deepcopy(self.features_extractor).requires_grad_(False).eval()
         self.log_ent_coef = nn.Parameter(th.zeros(1))
         self.log_kl_coef = nn.Parameter(th.zeros(1))
         for name in ("return_scale", "bar_scale", "q_range"):  # what one scaled unit is worth: now, and for the copies
@@ -200,8 +200,9 @@ class WorldModelPolicy(ActorCriticPolicy):
 
     def train(self, mode: bool = True) -> "WorldModelPolicy":
         """The frozen copies stay in evaluation mode: only a sync changes them."""
-        super().train(mode)
-        if hasattr(self, "bar"):
+        # SB3 sets the mode at every prediction; walking through all modules each time would cost more than the networks
+        if mode != self.training:
+            super().train(mode)
             self.bar.eval()
             self.bar_features_extractor.eval()
         return self

@@ -40,8 +40,8 @@ def filled_model(space: spaces.Space) -> WorldModel:
     """:return: A model none of whose layers is zero, for a task that terminates"""
     model = make_model(space)
     with th.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * normal(*parameter.shape))
+        for i, parameter in enumerate(model.parameters()):
+            parameter.add_(0.3 * normal(*parameter.shape, seed=i))
         model.can_terminate.fill_(1)
     return model
 
@@ -160,10 +160,15 @@ def test_value_of_the_policy_is_that_of_its_mode(name: str) -> None:
 @every_kind
 def test_last_value_is_the_lower_of_both(space: spaces.Space) -> None:
     model = filled_model(space)
-    z = model.encode(normal(200, FEATURES))
-    critics, own = model.policy_value(z), model.value(z)
-    assert 0 < (critics < own).float().mean() < 1
-    assert th.equal(model.terminal_value(z), th.where(critics < own, critics, own))
+    z = model.encode(normal(BATCH, FEATURES))
+    critics = model.policy_value(z)
+    for sign in (1, -1):
+        with th.no_grad():
+            model.value_head.weight.zero_()
+            model.value_head.bias.copy_(sign * 5 * model.bins)
+        own = model.value(z)
+        assert (own.abs() > critics.abs()).all()
+        assert th.equal(model.terminal_value(z), critics if sign > 0 else own)
 
 
 # ------------------------------------------------------------------- gradients
