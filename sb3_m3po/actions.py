@@ -83,9 +83,16 @@ class GaussianActions(nn.Module):
         """
         :return: Reparameterised model inputs and their log-probability after the squashing
         """
+        a, u = self.draw(params, noise)
+        return a, gaussian_log_prob(u, *params.chunk(2, -1)) - log_det_tanh(u)
+
+    def draw(self, params: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :return: Model inputs, and the same before the squashing, where a plan is a Gaussian
+        """
         mean, log_std = params.chunk(2, -1)
         u = mean + th.exp(log_std) * noise
-        return th.tanh(u), gaussian_log_prob(u, mean, log_std) - log_det_tanh(u)
+        return th.tanh(u), u
 
     def mode(self, params: th.Tensor) -> th.Tensor:
         """
@@ -208,6 +215,13 @@ class CategoricalActions(nn.Module):
             soft = F.softmax(perturbed, -1)
             one_hot = one_hot + soft - soft.detach()
         return one_hot.flatten(-2), log_prob
+
+    def draw(self, params: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :return: One-hots, twice: nothing is squashed here
+        """
+        one_hot = self.sample(params, noise)[0]
+        return one_hot, one_hot
 
     def mode(self, params: th.Tensor) -> th.Tensor:
         """

@@ -187,30 +187,25 @@ def _imagine(
     batch = len(z)
     own = th.arange(n, device=z.device) < (n + 1) // 2
     flat_own = own.repeat(batch).unsqueeze(-1)
-    z = z.repeat_interleave(n, 0)
     score = th.zeros(batch * n, device=z.device)
     weight = th.ones_like(score)
     actions = []
+    root_params = model.prior(z).repeat_interleave(n, 0)
+    z = z.repeat_interleave(n, 0)
     for h in range(horizon):
-        params = model.prior(z)
+        params = model.prior(z) if h else root_params
         wide = codec.widen(params) if focus is None else focus[h].repeat_interleave(n, 0)
         params = th.where(flat_own, params, wide)
         step_noise = noise[h].to(z.device).expand(batch, n, noise_dim).reshape(batch * n, noise_dim)
-        a, _ = codec.sample(params, step_noise)
+        a, plain = codec.draw(params, step_noise)
         if h == 0 and focus is None and isinstance(codec, CategoricalActions):
-            a = _cover_first_actions(codec, a.view(batch, n, -1), own).flatten(0, 1)
-        # Box actions are kept before the squashing, where the plan is a Gaussian
-        actions.append(_unsquashed(params, step_noise) if isinstance(codec, GaussianActions) else a)
+            a = plain = _cover_first_actions(codec, a.view(batch, n, -1), own).flatten(0, 1)
+        actions.append(plain)
         z, reward, termination = model.step(z, a)
         score = score + weight * reward
         weight = weight * gamma * (1 - termination)
     score = score + weight * model.terminal_value(z)
     return _Trajectories(th.stack(actions).view(horizon, batch, n, -1), score.view(batch, n), own)
-
-
-def _unsquashed(params: th.Tensor, noise: th.Tensor) -> th.Tensor:
-    mean, log_std = params.chunk(2, -1)
-    return mean + log_std.exp() * noise
 
 
 def _cover_first_actions(codec: CategoricalActions, a: th.Tensor, own: th.Tensor) -> th.Tensor:

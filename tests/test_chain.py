@@ -1,0 +1,298 @@
+"""Tasks so small that values and bonuses are known: what the critics learn, and the bonus, are compared with them."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+
+from sb3_m3po import M3PO
+from sb3_m3po.learner import Frozen, Learner, Sequences
+from sb3_m3po.losses import n_step_return
+from sb3_m3po.math import decode
+from tests.helpers import randoms, tiny_model
+
+GAMMA = 0.9
+ACTIONS: dict[str, spaces.Space] = {
+    "discrete": spaces.Discrete(2),
+    "box": spaces.Box(-1.0, 1.0, (1,), np.float32),
+    "large multi-binary": spaces.MultiBinary(5),
+}
+#: Steps of collection, of two updates each
+STEPS = 320
+
+
+class Chain(gym.Env):
+    """
+    Two states, one after the other, whatever is done; the observation is the state's one-hot.
+
+    :param rewards: Of the step from the first state, and of that from the second
+    :param terminates: Whether the second step terminates; if not, the second state leads back to the first
+    :param limit: Steps after which an episode is truncated
+    :param coin: Whether rewards are doubled or nothing, at even odds
+    :param action_space: Action space
+    """
+
+    def __init__(
+        self,
+        rewards: tuple[float, float],
+        terminates: bool = True,
+        limit: int = 1_000,
+        coin: bool = False,
+        action_space: spaces.Space | None = None,
+    ):
+        self.observation_space = spaces.Box(0.0, 1.0, (2,), np.float32)
+        self.action_space = ACTIONS["discrete"] if action_space is None else action_space
+        self.rewards, self.terminates, self.limit, self.coin = rewards, terminates, limit, coin
+        self.state = self.t = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.state = self.t = 0
+        return STATES[0].copy(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        reward = self.rewards[self.state] * (2 * int(self.np_random.integers(2)) if self.coin else 1)
+        terminated = self.terminates and self.state == 1
+        self.state = 1 - self.state
+        self.t += 1
+        return STATES[self.state].copy(), float(reward), terminated, self.t >= self.limit, {}
+
+
+STATES = np.eye(2, dtype=np.float32)
+
+
+def learn(env: gym.Env, n_steps: int = STEPS, **changes: Any) -> M3PO:
+    """:return: A model that has learned for a few hundred updates"""
+    policy_kwargs = dict(latent_dim=32, encoder_arch=[32], model_arch=[64], net_arch=dict(pi=[32], vf=[32]), n_critics=2)
+    kwargs: dict[str, Any] = dict(
+        gamma=GAMMA,
+        n_steps=16,
+        utd_ratio=2.0,
+        batch_size=64,
+        sync_interval=32,
+        learning_starts=64,
+        learning_rate=2e-3,
+        policy_kwargs=policy_kwargs,
+    )
+    return tiny_model(env, **{**kwargs, **changes}).learn(n_steps)
+
+
+def values(model: M3PO) -> list[float]:
+    """:return: The critics' values of both states, in reward units"""
+    with th.no_grad():
+        return model.policy.predict_values(th.as_tensor(STATES)).flatten().tolist()
+
+
+def model_values(model: M3PO) -> list[float]:
+    """:return: The world model's own values of both states, in reward units"""
+    policy = model.policy
+    with th.no_grad():
+        return (policy.return_scale * policy.world_model.value(policy.encode(th.as_tensor(STATES)))).tolist()
+
+
+every_kind = pytest.mark.parametrize("action_space", ACTIONS.values(), ids=ACTIONS)
+
+
+# ---------------------------------------------------------------------- values
+
+
+@every_kind
+def test_values_before_a_termination(action_space: spaces.Space) -> None:
+    model = learn(Chain((1.0, 2.0), action_space=action_space))
+    assert values(model) == pytest.approx([1 + GAMMA * 2, 2], rel=0.02)
+
+
+@every_kind
+def test_values_of_an_endless_chain_with_a_time_limit(action_space: spaces.Space) -> None:
+    model = learn(Chain((1.0, 0.0), terminates=False, limit=5, action_space=action_space))
+    first = 1 / (1 - GAMMA**2)
+    assert values(model) == pytest.approx([first, GAMMA * first], rel=0.02)
+
+
+def test_values_of_costs() -> None:
+    assert values(learn(Chain((-1.0, -200.0)))) == pytest.approx([-1 - GAMMA * 200, -200], rel=0.02)
+
+
+@every_kind
+@pytest.mark.parametrize("gamma", [0.0, GAMMA])
+def test_fair_coin_of_0_or_20_is_valued_at_10(action_space: spaces.Space, gamma: float) -> None:
+    model = learn(Chain((10.0, 10.0), coin=True, limit=2, action_space=action_space), gamma=gamma, n_steps=2 * STEPS)
+    assert values(model) == pytest.approx([10 + gamma * 10, 10], rel=0.05)
+
+
+def test_values_of_the_model_are_those_of_the_critics() -> None:
+    model = learn(Chain((1.0, 2.0)), n_steps=2 * STEPS)
+    assert model_values(model) == pytest.approx([1 + GAMMA * 2, 2], rel=0.1)
+
+
+@pytest.mark.parametrize("n_step_returns", [1, 5])
+def test_values_do_not_depend_on_the_steps_that_are_summed(n_step_returns: int) -> None:
+    model = learn(Chain((1.0, 2.0)), n_step_returns=n_step_returns)
+    assert values(model) == pytest.approx([1 + GAMMA * 2, 2], rel=0.02)
+
+
+def test_bonus_fades_where_the_critics_are_right() -> None:
+    model = learn(Chain((1.0, 2.0)), bonus_coef=0.5)
+    assert values(model) == pytest.approx([1 + GAMMA * 2, 2], rel=0.02)
+
+
+# ----------------------------------------------------------------------- bonus
+
+
+class Setup:
+    """
+    A learner on a small memory whose networks say something, and one batch of phase B.
+
+    :param action_space: Action space
+    """
+
+    def __init__(self, action_space: spaces.Space):
+        model = tiny_model(randoms(action_space=action_space)).learn(48)
+        self.policy, self.learner = model.policy, model._learner()
+        generator = th.Generator().manual_seed(0)
+        with th.no_grad():
+            for network in (self.policy.world_model, self.policy.bar):
+                for parameter in network.parameters():
+                    parameter.add_(0.3 * th.randn(parameter.shape, generator=generator))
+            self.policy.bar_scale.fill_(2.0)
+            self.policy.return_scale.fill_(4.0)
+        self.learner.bonus_coef = 0.5
+        _, self.batch, self.frozen = self.learner.draw(40)
+
+    def observations(self, states: np.ndarray) -> th.Tensor:
+        return th.as_tensor(self.learner.memory.observations_at(states))
+
+    def gap(self) -> th.Tensor:
+        """:return: By the model's verbs, in scaled units"""
+        policy, batch, model = self.policy, self.batch, self.policy.world_model
+        raw = batch.rewards[0] * policy.return_scale
+        free = raw / 4.0 + self.learner.gamma * (1 - batch.terminated[0]) * self.next_values()
+        z = policy.encode(self.observations(batch.states[0]))
+        next_z, reward, termination = model.step(z, batch.actions[0])
+        return (free - (reward + self.learner.gamma * (1 - termination) * model.value(next_z))).abs()
+
+    def next_values(self) -> th.Tensor:
+        """:return: What the frozen critics say of the next observations: in half as large units"""
+        return self.frozen.value[self.batch.rows[1]]
+
+
+@pytest.fixture(params=ACTIONS.values(), ids=ACTIONS.keys())
+@th.no_grad()
+def setup(request: pytest.FixtureRequest) -> Setup:
+    return Setup(request.param)
+
+
+def prepare(learner: Learner, batch: Sequences, frozen: Frozen) -> Any:
+    n_step = n_step_return(batch.rewards, batch.terminated, batch.truncated, learner.gamma)
+    return learner._prepare(batch, frozen, n_step)
+
+
+@th.no_grad()
+def test_gap_by_hand(setup: Setup) -> None:
+    prepared = prepare(setup.learner, setup.batch, setup.frozen)
+    assert setup.batch.terminated[0].sum() > 0
+    assert prepared.gap.std() > 0.01
+    assert th.allclose(prepared.gap, setup.gap(), atol=1e-5)
+
+
+@th.no_grad()
+def test_model_free_value_by_hand() -> None:
+    # Enumerable actions: the expectation needs no sample
+    setup = Setup(ACTIONS["discrete"])
+    policy, bar = setup.policy, setup.policy.bar
+    z = policy.encode_bar(setup.observations(setup.batch.states[1]))
+    worst = bar.action_values(z).min(0).values
+    expected = (bar.prior(z).exp() * worst).sum(-1) * 2.0 / 4.0
+    assert expected.std() > 1e-3
+    assert th.allclose(setup.next_values(), expected, atol=1e-5)
+
+
+@th.no_grad()
+def test_median_of_the_gap_runs(setup: Setup) -> None:
+    before = setup.policy.gap_median.item()
+    prepared = prepare(setup.learner, setup.batch, setup.frozen)
+    expected = before + 0.1 * (prepared.gap.median().item() - before)
+    assert setup.policy.gap_median.item() == pytest.approx(expected, rel=1e-5)
+
+
+@th.no_grad()
+def test_bonus_by_hand(setup: Setup) -> None:
+    prepared = prepare(setup.learner, setup.batch, setup.frozen)
+    model, median = setup.policy.world_model, setup.policy.gap_median
+    _, logged = setup.learner._critic_loss(prepared)
+    if model.codec.enumerable:
+        chosen = setup.batch.actions[0].argmax(-1)
+        q = model.action_values(prepared.z)[:, th.arange(40), chosen].mean(0)
+    else:
+        q = model.action_values(prepared.z, setup.batch.actions[0]).mean(0)
+    error = (prepared.target - q).abs()
+    expected = 0.5 * th.minimum(th.maximum(setup.gap() - median, -error), error)
+    assert 0 < (expected.abs() < 0.499 * error).float().mean() < 1
+    assert logged["bonus_abs"].item() == pytest.approx(expected.abs().mean().item(), rel=1e-4)
+    assert logged["gap"].item() == pytest.approx(setup.gap().mean().item(), rel=1e-4)
+    assert logged["bonus_coef"].item() == 0.5
+
+
+def test_bonus_moves_the_target(setup: Setup) -> None:
+    """The gradient of the critics' loss vanishes where their outputs are the target with its bonus, and only there."""
+    learner, policy = setup.learner, setup.policy
+    prepared = prepare(learner, setup.batch, setup.frozen)
+    with_bonus, logged = learner._critic_loss(prepared)
+    learner.bonus_coef = 0.0
+    without, nothing = learner._critic_loss(prepared)
+    assert nothing == {} and logged["bonus_abs"] > 0
+    critics = list(policy.world_model.critics.parameters())
+    gradients = (th.autograd.grad(loss, critics) for loss in (with_bonus, without))
+    assert any(not th.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@th.no_grad()
+def test_targets_of_values_by_hand(setup: Setup) -> None:
+    prepared, batch = prepare(setup.learner, setup.batch, setup.frozen), setup.batch
+    gamma, values, expected = setup.learner.gamma, setup.frozen.value, []
+    for i in range(40):
+        total, discount, bootstrap = 0.0, 1.0, 1.0
+        for t in range(3):
+            total += discount * batch.rewards[t, i].item()
+            discount *= gamma
+            bootstrap = 1 - batch.terminated[t, i].item()
+            if batch.terminated[t, i] or batch.truncated[t, i]:
+                break
+        expected.append(total + discount * bootstrap * values[batch.rows[t + 1, i]].item())
+    assert len({round(x, 3) for x in expected}) > 10
+    assert prepared.target.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+@th.no_grad()
+def test_refreshed_targets_bootstrap_from_the_critics_as_they_are() -> None:
+    setup = Setup(ACTIONS["discrete"])
+    learner, policy, batch = setup.learner, setup.policy, setup.batch
+    prepared = prepare(learner, batch, setup.frozen)
+    old = prepared.target.clone()
+    n_step = n_step_return(batch.rewards, batch.terminated, batch.truncated, learner.gamma)
+    learner._refresh_targets(prepared, batch, n_step, 8)
+    states = batch.states[n_step.steps.numpy(), np.arange(40)]
+    expected = n_step.rewards + n_step.discount * policy.world_model.policy_value(policy.encode(setup.observations(states)))
+    assert th.equal(prepared.target[:8], old[:8])
+    assert th.allclose(prepared.target[8:], expected[8:], atol=1e-5)
+    assert not th.allclose(prepared.target[8:], old[8:], atol=1e-3)
+
+
+def test_logits_of_the_chosen_actions_are_trained(setup: Setup) -> None:
+    learner, model = setup.learner, setup.policy.world_model
+    learner.bonus_coef = 0.0
+    prepared = prepare(learner, setup.batch, setup.frozen)
+    optimizer = th.optim.Adam(model.critics.parameters(), lr=1e-2)
+    for _ in range(300):
+        optimizer.zero_grad()
+        learner._critic_loss(prepared)[0].backward()
+        optimizer.step()
+    with th.no_grad():
+        if model.codec.enumerable:
+            q = model.action_values(prepared.z)[:, th.arange(40), setup.batch.actions[0].argmax(-1)]
+        else:
+            q = decode(model.critic_logits(prepared.f), model.bins)
+    assert (q - prepared.target).abs().mean() < 0.3 * prepared.target.std()
