@@ -54,7 +54,7 @@ class PlannerConfig:
                 raise ValueError(f"planner_kwargs[{name!r}]={getattr(self, name)} must be a whole number of at least 1")
         if not 1 <= self.n_effective <= self.n_samples:
             raise ValueError(f"planner_kwargs['n_effective']={self.n_effective} must lie between 1 and {self.n_samples}")
-        if self.min_std <= 0:
+        if not self.min_std > 0:
             raise ValueError(f"planner_kwargs['min_std']={self.min_std} must be positive")
 
 

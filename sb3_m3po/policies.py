@@ -3,7 +3,7 @@
 import copy
 import time
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -61,7 +61,8 @@ class WorldModelPolicy(ActorCriticPolicy):
     :param activation_fn: Activation of all hidden layers
     :param use_sde: Not supported, must be False
     :param log_std_init: Logarithm of the initial standard deviation before the squashing, in (-4, 0.5)
-    :param features_extractor_class: Features extractor, in the gradient path of the world model
+    :param features_extractor_class: Features extractor, in the gradient path of the world model; ``None`` for SB3's
+        choice by kind of policy
     :param features_extractor_kwargs: Its keyword arguments
     :param share_features_extractor: Must be True: one latent serves policy, model and critics
     :param normalize_images: Whether to divide images by 255
@@ -75,6 +76,7 @@ class WorldModelPolicy(ActorCriticPolicy):
     :param planner_kwargs: See :class:`~sb3_m3po.planner.PlannerConfig`
     """
 
+    default_extractor: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
     return_scale: th.Tensor
     bar_scale: th.Tensor
     q_range: th.Tensor
@@ -89,7 +91,7 @@ class WorldModelPolicy(ActorCriticPolicy):
         activation_fn: type[nn.Module] = nn.SiLU,
         use_sde: bool = False,
         log_std_init: float = 0.0,
-        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
         share_features_extractor: bool = True,
         normalize_images: bool = True,
@@ -128,7 +130,7 @@ class WorldModelPolicy(ActorCriticPolicy):
             net_arch=net_arch,
             activation_fn=activation_fn,
             log_std_init=log_std_init,
-            features_extractor_class=features_extractor_class,
+            features_extractor_class=features_extractor_class or self.default_extractor,
             # Copied: SB3 adds an entry of its own to it
             features_extractor_kwargs=dict(features_extractor_kwargs or {}),
             normalize_images=normalize_images,
@@ -434,28 +436,10 @@ MlpPolicy = WorldModelPolicy
 class CnnPolicy(WorldModelPolicy):
     """World model policy for images: :class:`WorldModelPolicy` with SB3's ``NatureCNN``."""
 
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
-        lr_schedule: Schedule,
-        features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
-        **kwargs: Any,
-    ):
-        kwargs["features_extractor_class"] = features_extractor_class
-        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+    default_extractor = NatureCNN
 
 
 class MultiInputPolicy(WorldModelPolicy):
     """World model policy for Dict observations: :class:`WorldModelPolicy` with SB3's ``CombinedExtractor``."""
 
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
-        lr_schedule: Schedule,
-        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
-        **kwargs: Any,
-    ):
-        kwargs["features_extractor_class"] = features_extractor_class
-        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+    default_extractor = CombinedExtractor

@@ -78,11 +78,11 @@ def test_return_is_cut_where_the_episode_ends(
 
 
 def test_returns_of_a_batch_are_those_of_its_columns() -> None:
-    ends = (normal(2, 4, 20) > 0.8).float()
+    terminated, truncated = (normal(2, 4, 20) > 0.8).float()
     rewards = normal(4, 20, seed=1)
-    together = n_step_return(rewards, *ends, gamma=0.9)
+    together = n_step_return(rewards, terminated, truncated, gamma=0.9)
     for i in range(20):
-        alone = n_step_return(rewards[:, i : i + 1], *ends[:, :, i : i + 1], gamma=0.9)
+        alone = n_step_return(*(x[:, i : i + 1] for x in (rewards, terminated, truncated)), gamma=0.9)  # type: ignore[misc]
         assert all(th.allclose(x[i], y[0]) for x, y in zip(together, alone, strict=True))
 
 

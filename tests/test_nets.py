@@ -54,9 +54,11 @@ def test_mlp_without_hidden_layers_is_the_identity(x: th.Tensor) -> None:
 
 def test_mlp_normalises_before_it_activates(x: th.Tensor) -> None:
     net = mlp(INPUT, [6, 8], nn.ReLU)
+    first = net[0]
     assert [type(layer) for layer in net] == [nn.Linear, nn.LayerNorm, nn.ReLU] * 2
     assert net(x).shape == (7, 8)
-    assert th.allclose(net[0].weight.T @ net[0].weight, th.eye(INPUT), atol=1e-5)
+    assert isinstance(first, nn.Linear)
+    assert th.allclose(first.weight.T @ first.weight, th.eye(INPUT), atol=1e-5)
 
 
 @pytest.mark.parametrize("hidden", [[], [8], [8, 6]], ids=str)
@@ -90,7 +92,7 @@ def test_ensemble_members_learn_apart(x: th.Tensor) -> None:
 
 def test_frozen_ensemble_passes_gradients_to_its_input_only(x: th.Tensor) -> None:
     ensemble = filled_ensemble([8])
-    gradients = []
+    gradients: list[th.Tensor] = []
     for frozen in (True, False):
         x.grad = None
         ensemble(x.requires_grad_(), frozen=frozen).square().sum().backward()

@@ -133,9 +133,7 @@ def test_optimum_that_takes_three_steps_of_looking_ahead(space: spaces.Space, n_
 
 @every_kind
 @pytest.mark.parametrize("horizon", [1, 2])
-def test_decoy_is_what_less_looking_ahead_finds(
-    space: spaces.Space, n_samples: int, n_iterations: int, horizon: int
-) -> None:
+def test_decoy_is_what_less_looking_ahead_finds(space: spaces.Space, n_samples: int, n_iterations: int, horizon: int) -> None:
     model = vault(space)
     found = open_vault(model, horizon, n_samples, n_iterations)
     assert share_near(found, model.decoy) >= 0.95
@@ -424,7 +422,7 @@ def test_budgets_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None
 @pytest.mark.parametrize("name", ["n_samples", "n_effective", "min_std"])
 def test_budgets_that_are_no_number_are_refused(name: str) -> None:
     with pytest.raises(ValueError):
-        PlannerConfig(**{name: float("nan")})
+        PlannerConfig(**{name: float("nan")})  # type: ignore[arg-type]
 
 
 def test_unknown_settings_are_refused() -> None:
