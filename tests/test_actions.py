@@ -75,7 +75,7 @@ def test_box_actions_survive_the_round_trip(box: spaces.Box) -> None:
     assert th.equal(codec.to_env(inputs), actions)
 
 
-@pytest.fixture(params=BOXES.values(), ids=BOXES.keys())
+@pytest.fixture(params=list(BOXES.values()), ids=list(BOXES))
 def box_policy(request: pytest.FixtureRequest) -> MlpPolicy:
     return MlpPolicy(VECTOR, request.param, lambda _: 1e-3, **tiny_policy_kwargs())
 
@@ -94,7 +94,9 @@ def test_box_bounds_are_reached_exactly(box_policy: MlpPolicy) -> None:
 def test_box_predictions_lie_in_the_space(box_policy: MlpPolicy, deterministic: bool) -> None:
     obs = normal(200, 3).numpy() * 100
     with th.no_grad():
-        box_policy.world_model.actor[1].bias.copy_(3 * normal(box_policy.world_model.codec.params_dim))
+        box_policy.world_model.actor[1].bias.copy_(  # type: ignore[operator]
+            3 * normal(box_policy.world_model.codec.params_dim)
+        )
     actions, _ = box_policy.predict(obs, deterministic=deterministic)
     space = box_policy.action_space
     assert isinstance(space, spaces.Box)

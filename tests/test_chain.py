@@ -196,7 +196,7 @@ class Setup:
         return self.frozen.value[self.batch.rows[1]]
 
 
-@pytest.fixture(params=ACTIONS.values(), ids=ACTIONS.keys())
+@pytest.fixture(params=list(ACTIONS.values()), ids=list(ACTIONS))
 def setup(request: pytest.FixtureRequest) -> Setup:
     return Setup(request.param)
 

@@ -82,7 +82,7 @@ def test_returns_of_a_batch_are_those_of_its_columns() -> None:
     rewards = normal(4, 20, seed=1)
     together = n_step_return(rewards, terminated, truncated, gamma=0.9)
     for i in range(20):
-        alone = n_step_return(*(x[:, i : i + 1] for x in (rewards, terminated, truncated)), gamma=0.9)  # type: ignore[misc]
+        alone = n_step_return(*(x[:, i : i + 1] for x in (rewards, terminated, truncated)), gamma=0.9)  # type: ignore[misc, arg-type]
         assert all(th.allclose(x[i], y[0]) for x, y in zip(together, alone, strict=True))
 
 

@@ -191,7 +191,7 @@ def test_model_loss_reaches_the_encoder_through_each_of_its_parts() -> None:
     gradients = []
     for changes in ({}, {"next_z": targets.next_z.roll(1)}, {"rewards": targets.rewards.roll(1, -1)}):
         loss, _ = world_model_loss(model, model.encode(normal(BATCH, FEATURES)), actions, targets._replace(**changes))
-        gradients.append(th.autograd.grad(loss, weight)[0])
+        gradients.append(th.autograd.grad(loss, weight)[0])  # type: ignore[arg-type]
     assert not th.equal(gradients[0], gradients[1]) and not th.equal(gradients[0], gradients[2])
 
 
