@@ -420,6 +420,9 @@ class M3PO(OnPolicyAlgorithm):
         found = memory.return_scale(self.gamma)
         # 1 until a reward is nonzero, and never shrinking from then on
         scale = max(found, old) if self._scale_is_known else (found or 1.0)
+        if not self._scale_is_known:
+            # What was learned without a reward is in no unit: nothing to convert
+            self.policy.return_scale.fill_(scale)
         self._scale_is_known = self._scale_is_known or found > 0
         self.policy.sync(scale, memory.has_terminated or bool(self.policy.world_model.can_terminate))
         self.logger.record("world_model/return_scale", scale)
