@@ -115,7 +115,11 @@ class GaussianActions(nn.Module):
 
 
 class SquashedGaussian(SquashedDiagGaussianDistribution):
-    """SB3's squashed Gaussian with the entropy that it lacks."""
+    """SB3's squashed Gaussian with the entropy that it lacks; actions outside [-1, 1] count as saturated, not as NaN."""
+
+    def log_prob(self, actions: th.Tensor, gaussian_actions: th.Tensor | None = None) -> th.Tensor:
+        """:return: Log-probability of squashed actions, shape ``(batch,)``"""
+        return super().log_prob(actions.clamp(-1, 1), gaussian_actions)
 
     def entropy(self) -> th.Tensor:
         """
