@@ -79,6 +79,12 @@ class GaussianActions(nn.Module):
         """
         return th.randn(*shape, self.noise_dim, generator=generator)
 
+    def noise_from_normal(self, normal: th.Tensor) -> th.Tensor:
+        """
+        :return: Noise as :meth:`sample` takes it, out of standard normal noise
+        """
+        return normal
+
     def sample(self, params: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
         :return: Reparameterised model inputs and their log-probability after the squashing
@@ -96,6 +102,7 @@ class GaussianActions(nn.Module):
 
     def mode(self, params: th.Tensor) -> th.Tensor:
         """
+        :param params: Or the output of the policy network's last layer: the mode needs no more
         :return: Model input of the squashed mean
         """
         return th.tanh(params.chunk(2, -1)[0])
@@ -204,8 +211,13 @@ class CategoricalActions(nn.Module):
         """
         :return: Gumbel noise, shape ``(*shape, noise_dim)``, on the CPU
         """
-        uniform = th.rand(*shape, self.noise_dim, generator=generator)
-        return -th.log(-th.log(uniform.clamp(1e-20, 1 - 1e-7)))
+        return _gumbel(th.rand(*shape, self.noise_dim, generator=generator))
+
+    def noise_from_normal(self, normal: th.Tensor) -> th.Tensor:
+        """
+        :return: Noise as :meth:`sample` takes it, out of standard normal noise
+        """
+        return _gumbel(th.special.ndtr(normal))
 
     def sample(self, params: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -229,9 +241,10 @@ class CategoricalActions(nn.Module):
 
     def mode(self, params: th.Tensor) -> th.Tensor:
         """
+        :param params: Or the output of the policy network's last layer: the mode needs no more
         :return: One-hots of the most probable action
         """
-        return self._one_hot(params.unflatten(-1, (self.n_factors, self.width)).argmax(-1))
+        return self._one_hot((params.unflatten(-1, (self.n_factors, self.width)) + self.penalty).argmax(-1))
 
     def log_prob(self, params: th.Tensor, inputs: th.Tensor) -> th.Tensor:
         """
@@ -266,6 +279,41 @@ class CategoricalActions(nn.Module):
 
 
 ActionCodec = GaussianActions | CategoricalActions
+
+
+def _gumbel(uniform: th.Tensor) -> th.Tensor:
+    return -th.log(-th.log(uniform.clamp(1e-20, 1 - 1e-7)))
+
+
+class PersistentNoise:
+    """
+    Standard normal noise that remembers: ``x_t = rho x_{t-1} + sqrt(1 - rho^2) xi_t`` within an episode.
+
+    Each action by itself is drawn from the policy, whatever ``rho`` is; but neighbouring actions err on the same side, so
+    that exploration gets somewhere (Eberhard et al. 2023, "Pink Noise Is All You Need"). Uniformly random torques, drawn
+    anew at each step, hardly ever swing an Acrobot up.
+
+    :param dim: Width of the noise
+    :param persistence: ``rho``, in [0, 1)
+    """
+
+    def __init__(self, dim: int, persistence: float):
+        self.dim = dim
+        self.persistence = persistence
+        self._state = th.empty(0, dim)
+
+    def draw(self, starts: np.ndarray, generator: th.Generator | None) -> th.Tensor:
+        """
+        :param starts: Which environments begin an episode, shape ``(n_envs,)``
+        :return: Shape ``(n_envs, dim)``, on the CPU
+        """
+        fresh = th.randn(len(starts), self.dim, generator=generator)
+        if len(self._state) != len(fresh):
+            self._state = fresh
+        else:
+            kept = self.persistence * self._state + (1 - self.persistence**2) ** 0.5 * fresh
+            self._state = th.where(th.as_tensor(starts).bool().unsqueeze(-1), fresh, kept)
+        return self._state
 
 
 def make_action_codec(space: spaces.Space, log_std_init: float = 0.0) -> ActionCodec:

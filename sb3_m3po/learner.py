@@ -44,27 +44,32 @@ class Frozen(NamedTuple):
     """
     What the frozen copies say of each distinct observation.
 
+    :param states: Its place in memory, ascending, shape ``(n,)``
     :param z: ``h_bar(o)``, shape ``(n, latent_dim)``
     :param value: In today's scaled units, shape ``(n,)``
     :param anchor: Parameters of ``pi_bar``, shape ``(n, params_dim)``
     """
 
+    states: np.ndarray
     z: th.Tensor
     value: th.Tensor
     anchor: th.Tensor
+
+    def rows(self, states: np.ndarray) -> th.Tensor:
+        """:return: Where evaluated observations stand, same shape"""
+        return th.as_tensor(np.searchsorted(self.states, states), device=self.z.device)
 
 
 class Sequences:
     """
     A :class:`~sb3_m3po.buffers.SequenceBatch` as tensors: model inputs for actions, scaled units for rewards.
 
-    :param rows: Where each observation's frozen evaluation stands, shape ``(length + 1, batch)``
+    :param batch: From the memory; its ``states`` stay an array, shape ``(length + 1, batch)``
     """
 
-    def __init__(self, batch: SequenceBatch, rows: np.ndarray, policy: WorldModelPolicy):
+    def __init__(self, batch: SequenceBatch, policy: WorldModelPolicy):
         device = policy.device
         self.states = batch.states
-        self.rows = th.as_tensor(rows.reshape(batch.states.shape), device=device)
         self.rewards = th.as_tensor(batch.rewards, device=device) / policy.return_scale
         self.terminated = th.as_tensor(batch.terminated, device=device)
         self.truncated = th.as_tensor(batch.truncated, device=device)
@@ -133,18 +138,28 @@ class Learner:
         distinct observation and not once per visit: most of an update's arithmetic would be theirs.
 
         :param n: Sequences for each phase
-        :return: Sequences of phase A and of phase B, and what the frozen copies say of their observations
+        :return: Sequences of phase A and of phase B, and what the frozen copies say of the observations that need it
         """
-        model_batch = self.memory.sample(n, self.horizon, self.rng)
-        policy_batch = self.memory.sample(n, self.n_step_returns, self.rng)
-        visits = np.concatenate([model_batch.states.ravel(), policy_batch.states.ravel()])
-        states, rows = np.unique(visits, return_inverse=True)
-        n_model = model_batch.states.size
-        return (
-            Sequences(model_batch, rows[:n_model], self.policy),
-            Sequences(policy_batch, rows[n_model:], self.policy),
-            self._evaluate_frozen(states),
-        )
+        model_batch = Sequences(self.memory.sample(n, self.horizon, self.rng), self.policy)
+        policy_batch = Sequences(self.memory.sample(n, self.n_step_returns, self.rng), self.policy)
+        needed = [model_batch.states, policy_batch.states[0], self._bootstraps(policy_batch, slice(self._target_samples))]
+        if self.bonus_coef > 0:
+            needed.append(policy_batch.states[1])
+        states = np.unique(np.concatenate([x.ravel() for x in needed]))
+        return model_batch, policy_batch, self._evaluate_frozen(states)
+
+    @property
+    def _target_samples(self) -> int:
+        """Samples between two refreshes of the critics' targets."""
+        return _TARGET_INTERVAL * self.batch_size
+
+    def _n_step(self, batch: Sequences) -> NStep:
+        return n_step_return(batch.rewards, batch.terminated, batch.truncated, self.gamma)
+
+    def _bootstraps(self, batch: Sequences, columns: slice) -> np.ndarray:
+        """:return: The states that end the multi-step returns of some of the samples"""
+        steps = self._n_step(batch).steps[columns].cpu().numpy()
+        return batch.states[:, columns][steps, np.arange(len(steps))]
 
     def _observations(self, states: np.ndarray) -> Any:
         """:return: Observations in memory, as the policy takes them"""
@@ -158,7 +173,7 @@ class Learner:
             z = policy.encode_bar(self._observations(states[piece]))
             anchor = bar.prior(z)
             parts.append((z, policy.bar_ratio * self._value(bar, z, anchor), anchor))
-        return Frozen(*(th.cat(column) for column in zip(*parts, strict=True)))
+        return Frozen(states, *(th.cat(column) for column in zip(*parts, strict=True)))
 
     def _value(self, model: WorldModel, z: th.Tensor, params: th.Tensor) -> th.Tensor:
         """:return: ``E_{a ~ params} min_k Q_k(z, a)``, by one sample or exactly"""
@@ -182,14 +197,14 @@ class Learner:
         """
         policy, bins, means = self.policy, self.policy.world_model.bins, Means()
         learned = policy.model_optimizer.param_groups[0]["params"]
-        alive = alive_mask(batch.terminated, batch.truncated)
+        alive, rows = alive_mask(batch.terminated, batch.truncated), frozen.rows(batch.states)
+        rewards, values = two_hot(batch.rewards, bins), two_hot(frozen.value, bins)
         for columns in self._updates(alive.shape[1]):
-            rows = batch.rows[:, columns]
             targets = ModelTargets(
-                frozen.z[rows[1:]],
-                two_hot(batch.rewards[:, columns], bins),
+                frozen.z[rows[1:, columns]],
+                rewards[:, columns],
                 batch.terminated[:, columns],
-                two_hot(frozen.value[rows], bins),
+                values[rows[:, columns]],
                 alive[:, columns],
             )
             z = policy.encode(self._observations(batch.states[0, columns]))
@@ -212,11 +227,10 @@ class Learner:
         policy, means, bonus_means = self.policy, Means(), Means()
         learned = policy.optimizer.param_groups[0]["params"]
         policy.world_model.trunk.requires_grad_(False)
-        n_step = n_step_return(batch.rewards, batch.terminated, batch.truncated, self.gamma)
-        prepared = self._prepare(batch, frozen, n_step)
+        prepared = self._prepare(batch, frozen)
         for i, rows in enumerate(self._updates(len(prepared.z))):
             if i and i % _TARGET_INTERVAL == 0:
-                self._refresh_targets(prepared, batch, n_step, rows.start)
+                self._refresh_targets(prepared, batch, rows.start)
             part = prepared.rows(rows)
             value_loss, bonus = self._critic_loss(part)
             policy_loss, terms = self._policy_loss(part)
@@ -233,13 +247,20 @@ class Learner:
         return {**means.read("train"), **coefs, **bonus_means.read("exploration")}
 
     @th.no_grad()
-    def _prepare(self, batch: Sequences, frozen: Frozen, n_step: NStep) -> Prepared:
-        """All of phase B that its updates don't change: latents, features, TD targets, the anchor policy, the gap."""
-        model = self.policy.world_model
-        bootstrap = frozen.value[batch.rows.gather(0, n_step.steps.unsqueeze(0)).squeeze(0)]
-        target = n_step.rewards + n_step.discount * bootstrap
-        self._update_q_range(target)
-        q_mf = batch.rewards[0] + self.gamma * (1 - batch.terminated[0]) * frozen.value[batch.rows[1]]
+    def _prepare(self, batch: Sequences, frozen: Frozen) -> Prepared:
+        """
+        All of phase B that its updates don't change: latents, features, the anchor policy, the gap; and the TD targets
+        up to their first refresh.
+        """
+        model, anchor, n_step = self.policy.world_model, frozen.anchor[frozen.rows(batch.states[0])], self._n_step(batch)
+        first = slice(self._target_samples)
+        bootstrap = frozen.value[frozen.rows(self._bootstraps(batch, first))]
+        target = th.full_like(n_step.rewards, th.nan)
+        target[first] = n_step.rewards[first] + n_step.discount[first] * bootstrap
+        self._update_q_range(target[first])
+        q_mf = batch.rewards[0]
+        if self.bonus_coef > 0:
+            q_mf = q_mf + self.gamma * (1 - batch.terminated[0]) * frozen.value[frozen.rows(batch.states[1])]
         needs_features = self.bonus_coef > 0 or not model.codec.enumerable
         parts = []
         for piece in _pieces(len(target)):
@@ -249,13 +270,13 @@ class Learner:
             parts.append((z, f, gap))
         z, f, gap = (th.cat(column) for column in zip(*parts, strict=True))
         if isinstance(model.codec, GaussianActions) or not model.codec.enumerable:
-            noise, chosen = self._noise(len(z)), batch.rows[0]
+            noise, chosen = self._noise(len(z)), z
         else:
             noise, chosen = z, (batch.actions[0] @ model.codec.joint_inputs.T).argmax(-1)
-        return Prepared(z, f, target, frozen.anchor[batch.rows[0]], gap, noise, chosen)
+        return Prepared(z, f, target, anchor, gap, noise, chosen)
 
     @th.no_grad()
-    def _refresh_targets(self, prepared: Prepared, batch: Sequences, n_step: NStep, start: int) -> None:
+    def _refresh_targets(self, prepared: Prepared, batch: Sequences, start: int) -> None:
         """
         Bootstrap the next updates from the critics as they now are.
 
@@ -263,9 +284,8 @@ class Learner:
         takes thousands of updates, and until then the policy is blind to what comes late. The latent does not move in
         phase B, so the critics may serve as their own target more often than the encoder does.
         """
-        rows = slice(start, start + _TARGET_INTERVAL * self.batch_size)
-        steps = n_step.steps[rows].cpu().numpy()
-        states = batch.states[steps, start + np.arange(len(steps))]
+        rows = slice(start, start + self._target_samples)
+        states, n_step = self._bootstraps(batch, rows), self._n_step(batch)
         model, values = self.policy.world_model, []
         for piece in _pieces(len(states)):
             z = self.policy.encode(self._observations(states[piece]))

@@ -17,6 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_m3po.actions import PersistentNoise
 from sb3_m3po.buffers import (
     HybridDictRolloutBuffer,
     HybridRolloutBuffer,
@@ -29,6 +30,9 @@ from sb3_m3po.checks import check_classes, check_finite, check_numbers, check_ob
 from sb3_m3po.learner import Learner
 from sb3_m3po.planner import Plan
 from sb3_m3po.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PlanningSwitch, WorldModelPolicy
+
+#: ``rho`` of the noise that actions are made of while collecting
+_NOISE_PERSISTENCE = 0.8
 
 SelfM3PO = TypeVar("SelfM3PO", bound="M3PO")
 
@@ -196,6 +200,7 @@ class M3PO(OnPolicyAlgorithm):
             **self.policy_kwargs,
         ).to(self.device)
         self.policy.generator = self._generator
+        self._exploration_noise = PersistentNoise(self.policy.world_model.codec.noise_dim, _NOISE_PERSISTENCE)
         with th.no_grad():
             self.policy.log_ent_coef.fill_(np.log(max(ent_coef, 1e-30)))
 
@@ -326,7 +331,8 @@ class M3PO(OnPolicyAlgorithm):
         """:return: Actions, values and log-probabilities under whatever chose the actions"""
         # The model plans only once it has learned
         if not (self.plan_rollouts and self._n_updates > 0):
-            return self.policy(obs_tensor)
+            normal = self._exploration_noise.draw(self._last_episode_starts, self._generator)  # type: ignore[arg-type]
+            return self.policy(obs_tensor, noise=self.policy.world_model.codec.noise_from_normal(normal))
         actions, values, log_probs, planned = self.policy.act_by_plan(obs_tensor)
         self._log_plan(planned)
         return actions, values, log_probs
@@ -501,7 +507,7 @@ class M3PO(OnPolicyAlgorithm):
         self.rollout_buffer.memory = memory
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_generator", "_rng"]
+        return [*super()._excluded_save_params(), "_generator", "_rng", "_exploration_noise"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "policy.model_optimizer", "policy.coef_optimizer"], []

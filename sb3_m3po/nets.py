@@ -24,17 +24,33 @@ class SimNorm(nn.Module):
         return th.softmax(x.unflatten(-1, (-1, self.group_size)), dim=-1).flatten(-2)
 
 
-def mlp(input_dim: int, hidden: list[int], activation_fn: type[nn.Module]) -> nn.Sequential:
+class MLP(nn.Module):
     """
     Hidden layers, each ``Linear -> LayerNorm -> activation``; the identity if ``hidden`` is empty.
 
-    :return: Network from ``(..., input_dim)`` to ``(..., hidden[-1])``
+    :param input_dim: Width of the input
+    :param hidden: Widths of the layers
+    :param activation_fn: Their activation
     """
-    layers: list[nn.Module] = []
-    for width in hidden:
-        layers += [orthogonal(nn.Linear(input_dim, width)), nn.LayerNorm(width), activation_fn()]
-        input_dim = width
-    return nn.Sequential(*layers)
+
+    def __init__(self, input_dim: int, hidden: list[int], activation_fn: type[nn.Module]):
+        super().__init__()
+        self.linears, self.norms = nn.ModuleList(), nn.ModuleList()
+        self.activation = activation_fn()
+        for fan_in, fan_out in pairwise([input_dim, *hidden]):
+            self.linears.append(orthogonal(nn.Linear(fan_in, fan_out)))
+            self.norms.append(nn.LayerNorm(fan_out))
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: Shape ``(..., input_dim)``
+        :return: Shape ``(..., hidden[-1])``
+        """
+        # Functions and not modules: for one observation, calling a module takes longer than its arithmetic
+        for linear, norm in zip(self.linears, self.norms, strict=True):
+            x = F.linear(x, linear.weight, linear.bias)
+            x = self.activation(F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias))
+        return x
 
 
 def orthogonal(layer: nn.Linear, gain: float = 1.0) -> nn.Linear:

@@ -165,7 +165,7 @@ class WorldModelPolicy(ActorCriticPolicy):
         learned = [*self.features_extractor.parameters(), *model.model_parameters()]
         self.model_optimizer = self.optimizer_class(learned, lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
         coefs = [dict(params=[self.log_ent_coef], speed=ENT_COEF_SPEED), dict(params=[self.log_kl_coef], speed=KL_COEF_SPEED)]
-        self.coef_optimizer = th.optim.Adam(coefs, lr=lr_schedule(1))
+        self.coef_optimizer = th.optim.Adam(coefs, lr=lr_schedule(1), fused=True)
 
     def _normalized_spaces(self) -> dict[str, spaces.Box]:
         """Vectors and other Boxes that are no images."""
@@ -276,10 +276,13 @@ class WorldModelPolicy(ActorCriticPolicy):
 
     # ------------------------------------------------------- SB3's interface
 
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def forward(
+        self, obs: PyTorchObs, deterministic: bool = False, noise: th.Tensor | None = None
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
         Act by the policy.
 
+        :param noise: What a stochastic action is made of, see :meth:`~sb3_m3po.actions.GaussianActions.sample`
         :return: Actions (Box: in [-1, 1]), values in reward units ``(batch, 1)``, log-probabilities ``(batch,)``
         """
         z = self.encode(obs)
@@ -290,8 +293,8 @@ class WorldModelPolicy(ActorCriticPolicy):
             actions = model.codec.to_env(inputs)
             log_prob = self._distribution(params).log_prob(self._distribution_actions(actions))
         else:
-            noise = model.codec.noise((len(z),), self.generator).to(z.device)
-            inputs, log_prob = model.codec.sample(params, noise)
+            noise = model.codec.noise((len(z),), self.generator) if noise is None else noise
+            inputs, log_prob = model.codec.sample(params, noise.to(z.device))
             actions = model.codec.to_env(inputs)
         return actions, self._values(z), log_prob
 
@@ -364,12 +367,13 @@ class WorldModelPolicy(ActorCriticPolicy):
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         z = self.encode(observation)
         codec = self.world_model.codec
-        params = _not_nan(self.world_model.prior(z))
         if self._planning is not None:
             planned = self._plan_for_prediction(z, self._planning)
             return codec.to_env(planned.mode() if deterministic else planned.sample()[0])
+        output = _not_nan(self.world_model.actor(z))
         if deterministic:
-            return codec.to_env(codec.mode(params))
+            return codec.to_env(codec.mode(output))
+        params = codec.parameters_from(output)
         return codec.to_env(codec.sample(params, codec.noise((len(z),)).to(z.device))[0])
 
     # -------------------------------------------------------------- planning

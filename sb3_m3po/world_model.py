@@ -12,7 +12,7 @@ from torch import nn
 
 from sb3_m3po.actions import ActionCodec, GaussianActions
 from sb3_m3po.math import decode, value_bins
-from sb3_m3po.nets import Ensemble, SimNorm, mlp, orthogonal
+from sb3_m3po.nets import MLP, Ensemble, SimNorm, orthogonal
 
 
 @dataclass
@@ -60,17 +60,17 @@ class WorldModel(nn.Module):
         self.register_buffer("can_terminate", th.zeros(1))
         n_bins = len(self.bins)
 
-        encoder = mlp(features_dim, sizes.encoder_arch, activation_fn)
+        encoder = MLP(features_dim, sizes.encoder_arch, activation_fn)
         encoder_dim = sizes.encoder_arch[-1] if sizes.encoder_arch else features_dim
         self.encoder = nn.Sequential(encoder, orthogonal(nn.Linear(encoder_dim, sizes.latent_dim)), SimNorm())
 
-        self.trunk = mlp(sizes.latent_dim + codec.input_dim, sizes.model_arch, activation_fn)
+        self.trunk = MLP(sizes.latent_dim + codec.input_dim, sizes.model_arch, activation_fn)
         self.trunk_dim = sizes.model_arch[-1] if sizes.model_arch else sizes.latent_dim + codec.input_dim
         # One product for all heads: next latent, reward logits, termination logit
         self.heads = orthogonal(nn.Linear(self.trunk_dim, sizes.latent_dim + n_bins + 1))
         self.simnorm = SimNorm()
         value_arch = sizes.model_arch[-1:]
-        self.value_trunk = mlp(sizes.latent_dim, value_arch, activation_fn)
+        self.value_trunk = MLP(sizes.latent_dim, value_arch, activation_fn)
         self.value_head = nn.Linear(value_arch[-1] if value_arch else sizes.latent_dim, n_bins)
 
         critic_input = sizes.latent_dim if codec.enumerable else self.trunk_dim
@@ -79,7 +79,7 @@ class WorldModel(nn.Module):
 
         pi_dim = sizes.pi_arch[-1] if sizes.pi_arch else sizes.latent_dim
         self.actor = nn.Sequential(
-            mlp(sizes.latent_dim, sizes.pi_arch, activation_fn), orthogonal(nn.Linear(pi_dim, codec.params_dim), gain=0.01)
+            MLP(sizes.latent_dim, sizes.pi_arch, activation_fn), orthogonal(nn.Linear(pi_dim, codec.params_dim), gain=0.01)
         )
         self._zero_outcome_heads()
 

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution, make_proba_distribution
 from torch.distributions import Categorical, kl_divergence
 
-from sb3_m3po.actions import CategoricalActions, GaussianActions, SquashedGaussian, make_action_codec
+from sb3_m3po.actions import CategoricalActions, GaussianActions, PersistentNoise, SquashedGaussian, make_action_codec
 from sb3_m3po.policies import MlpPolicy
 from tests.helpers import VECTOR, tiny_policy_kwargs
 
@@ -354,3 +354,45 @@ def test_noise_comes_from_the_generator_that_is_given(space: spaces.Space) -> No
 def test_other_spaces_are_refused() -> None:
     with pytest.raises(ValueError, match="Box, Discrete, MultiDiscrete and MultiBinary"):
         make_action_codec(spaces.Text(3))
+
+
+def noise_of_steps(persistence: float, n_steps: int = 6, n_envs: int = 4_000) -> th.Tensor:
+    """:return: Shape ``(n_steps, n_envs)``; the second half of the environments begins an episode at each step"""
+    noise, generator = PersistentNoise(1, persistence), th.Generator().manual_seed(0)
+    starts = np.arange(n_envs) >= n_envs // 2
+    return th.stack([noise.draw(starts, generator).squeeze(-1) for _ in range(n_steps)])
+
+
+@pytest.mark.parametrize("persistence", [0.0, 0.8])
+def test_persistent_noise_is_standard_normal_at_each_step(persistence: float) -> None:
+    for x in noise_of_steps(persistence):
+        assert x.mean().item() == pytest.approx(0, abs=0.06)
+        assert x.std().item() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("persistence", [0.0, 0.8])
+def test_persistent_noise_remembers_within_an_episode_only(persistence: float) -> None:
+    within, between = noise_of_steps(persistence).chunk(2, 1)
+    for lag in (1, 3):
+        assert (within[1] * within[1 + lag]).mean().item() == pytest.approx(persistence**lag, abs=0.08)
+        assert (between[1] * between[1 + lag]).mean().item() == pytest.approx(0, abs=0.08)
+
+
+def test_persistent_noise_begins_anew_with_another_number_of_environments() -> None:
+    noise, generator = PersistentNoise(2, 0.8), th.Generator().manual_seed(0)
+    assert noise.draw(np.ones(3, bool), generator).shape == (3, 2)
+    assert noise.draw(np.zeros(5, bool), generator).shape == (5, 2)
+
+
+@all_discrete
+def test_actions_made_of_normal_noise_follow_the_policy(space: spaces.Space) -> None:
+    codec, n = categorical(space), 20_000
+    params = random_params(codec, 1).expand(n, -1)
+    inputs, log_prob = codec.sample(params, codec.noise_from_normal(normal(n, codec.noise_dim)))
+    assert th.allclose(inputs.mean(0), params[0].exp(), atol=0.02)
+    assert th.allclose(log_prob, codec.log_prob(params, inputs))
+
+
+def test_normal_noise_is_what_a_gaussian_takes() -> None:
+    x = normal(5, 1)
+    assert th.equal(GaussianActions(BOXES["one dimension"]).noise_from_normal(x), x)

@@ -9,7 +9,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_m3po import M3PO
-from sb3_m3po.learner import Frozen, Learner, Sequences
+from sb3_m3po.learner import Prepared
 from sb3_m3po.losses import n_step_return
 from sb3_m3po.math import decode
 from tests.helpers import randoms, tiny_model
@@ -191,9 +191,12 @@ class Setup:
         next_z, reward, termination = model.step(z, batch.actions[0])
         return (free - (reward + self.learner.gamma * (1 - termination) * model.value(next_z))).abs()
 
+    def prepare(self) -> Prepared:
+        return self.learner._prepare(self.batch, self.frozen)
+
     def next_values(self) -> th.Tensor:
         """:return: What the frozen critics say of the next observations: in half as large units"""
-        return self.frozen.value[self.batch.rows[1]]
+        return self.frozen.value[self.frozen.rows(self.batch.states[1])]
 
 
 @pytest.fixture(params=list(ACTIONS.values()), ids=list(ACTIONS))
@@ -201,14 +204,9 @@ def setup(request: pytest.FixtureRequest) -> Setup:
     return Setup(request.param)
 
 
-def prepare(learner: Learner, batch: Sequences, frozen: Frozen) -> Any:
-    n_step = n_step_return(batch.rewards, batch.terminated, batch.truncated, learner.gamma)
-    return learner._prepare(batch, frozen, n_step)
-
-
 @th.no_grad()
 def test_gap_by_hand(setup: Setup) -> None:
-    prepared = prepare(setup.learner, setup.batch, setup.frozen)
+    prepared = setup.prepare()
     assert setup.batch.terminated[0].sum() > 0
     assert prepared.gap.std() > 0.01
     assert th.allclose(prepared.gap, setup.gap(), atol=1e-5)
@@ -229,14 +227,14 @@ def test_model_free_value_by_hand() -> None:
 @th.no_grad()
 def test_median_of_the_gap_runs(setup: Setup) -> None:
     before = setup.policy.gap_median.item()
-    prepared = prepare(setup.learner, setup.batch, setup.frozen)
+    prepared = setup.prepare()
     expected = before + 0.1 * (prepared.gap.median().item() - before)
     assert setup.policy.gap_median.item() == pytest.approx(expected, rel=1e-5)
 
 
 @th.no_grad()
 def test_bonus_by_hand(setup: Setup) -> None:
-    prepared = prepare(setup.learner, setup.batch, setup.frozen)
+    prepared = setup.prepare()
     model, median = setup.policy.world_model, setup.policy.gap_median
     _, logged = setup.learner._critic_loss(prepared)
     if model.codec.enumerable:
@@ -255,7 +253,7 @@ def test_bonus_by_hand(setup: Setup) -> None:
 def test_bonus_moves_the_target(setup: Setup) -> None:
     """The gradient of the critics' loss vanishes where their outputs are the target with its bonus, and only there."""
     learner, policy = setup.learner, setup.policy
-    prepared = prepare(learner, setup.batch, setup.frozen)
+    prepared = setup.prepare()
     with_bonus, logged = learner._critic_loss(prepared)
     learner.bonus_coef = 0.0
     without, nothing = learner._critic_loss(prepared)
@@ -267,8 +265,8 @@ def test_bonus_moves_the_target(setup: Setup) -> None:
 
 @th.no_grad()
 def test_targets_of_values_by_hand(setup: Setup) -> None:
-    prepared, batch = prepare(setup.learner, setup.batch, setup.frozen), setup.batch
-    gamma, values, expected = setup.learner.gamma, setup.frozen.value, []
+    prepared, batch = setup.prepare(), setup.batch
+    gamma, expected, values = setup.learner.gamma, [], setup.frozen.value[setup.frozen.rows(batch.states)]
     for i in range(SAMPLES):
         total, discount, bootstrap = 0.0, 1.0, 1.0
         for t in range(3):
@@ -277,7 +275,7 @@ def test_targets_of_values_by_hand(setup: Setup) -> None:
             bootstrap = 1 - batch.terminated[t, i].item()
             if batch.terminated[t, i] or batch.truncated[t, i]:
                 break
-        expected.append(total + discount * bootstrap * values[batch.rows[t + 1, i]].item())
+        expected.append(total + discount * bootstrap * values[t + 1, i].item())
     assert len({round(x, 3) for x in expected}) > 10
     assert prepared.target.tolist() == pytest.approx(expected, abs=1e-4)
 
@@ -286,10 +284,10 @@ def test_targets_of_values_by_hand(setup: Setup) -> None:
 def test_refreshed_targets_bootstrap_from_the_critics_as_they_are() -> None:
     setup = Setup(ACTIONS["discrete"])
     learner, policy, batch = setup.learner, setup.policy, setup.batch
-    prepared = prepare(learner, batch, setup.frozen)
+    prepared = setup.prepare()
     old = prepared.target.clone()
     n_step = n_step_return(batch.rewards, batch.terminated, batch.truncated, learner.gamma)
-    learner._refresh_targets(prepared, batch, n_step, 8)
+    learner._refresh_targets(prepared, batch, 8)
     states = batch.states[n_step.steps.numpy(), np.arange(SAMPLES)]
     expected = n_step.rewards + n_step.discount * policy.world_model.policy_value(policy.encode(setup.observations(states)))
     assert th.equal(prepared.target[:8], old[:8])
@@ -300,7 +298,7 @@ def test_refreshed_targets_bootstrap_from_the_critics_as_they_are() -> None:
 def test_logits_of_the_chosen_actions_are_trained(setup: Setup) -> None:
     learner, model = setup.learner, setup.policy.world_model
     learner.bonus_coef = 0.0
-    prepared = prepare(learner, setup.batch, setup.frozen)
+    prepared = setup.prepare()
     optimizer = th.optim.Adam(model.critics.parameters(), lr=1e-2)
     for _ in range(300):
         optimizer.zero_grad()

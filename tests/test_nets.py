@@ -6,7 +6,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_m3po.nets import Ensemble, RunningNorm, SimNorm, mlp
+from sb3_m3po.nets import MLP, Ensemble, RunningNorm, SimNorm
 
 MEMBERS, INPUT, OUTPUT = 3, 5, 4
 
@@ -49,16 +49,19 @@ def test_simnorm_groups_do_not_mix() -> None:
 
 
 def test_mlp_without_hidden_layers_is_the_identity(x: th.Tensor) -> None:
-    assert mlp(INPUT, [], nn.SiLU)(x) is x
+    assert MLP(INPUT, [], nn.SiLU)(x) is x
 
 
 def test_mlp_normalises_before_it_activates(x: th.Tensor) -> None:
-    net = mlp(INPUT, [6, 8], nn.ReLU)
-    first = net[0]
-    assert [type(layer) for layer in net] == [nn.Linear, nn.LayerNorm, nn.ReLU] * 2
-    assert net(x).shape == (7, 8)
+    net = MLP(INPUT, [6, 8], nn.ReLU)
+    first, second = net.linears
     assert isinstance(first, nn.Linear)
     assert th.allclose(first.weight.T @ first.weight, th.eye(INPUT), atol=1e-5)
+    with th.no_grad():
+        net.norms[0].weight.fill_(2.0)  # type: ignore[operator]
+    by_hand = F.relu(F.layer_norm(second(F.relu(2 * F.layer_norm(first(x), (6,)))), (8,)))
+    assert by_hand.shape == (7, 8)
+    assert th.allclose(net(x), by_hand, atol=1e-6)
 
 
 @pytest.mark.parametrize("hidden", [[], [8], [8, 6]], ids=str)
