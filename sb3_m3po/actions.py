@@ -36,6 +36,8 @@ class GaussianActions(nn.Module):
 
     enumerable: ClassVar[bool] = False
     log_std_bounds: ClassVar[tuple[float, float]] = (-4.0, 0.5)
+    #: Joints that must alternate, as HalfCheetah's, learn slower from noise that remembers
+    noise_persistence: ClassVar[float] = 0.0
 
     def __init__(self, space: spaces.Box, log_std_init: float = 0.0):
         super().__init__()
@@ -147,6 +149,8 @@ class CategoricalActions(nn.Module):
     :param space: Discrete, one-dimensional MultiDiscrete or MultiBinary
     """
 
+    #: An action that is held for a few steps gets somewhere: Acrobot's goal is found
+    noise_persistence: ClassVar[float] = 0.8
     start: th.Tensor
     penalty: th.Tensor
     uniform: th.Tensor

@@ -31,9 +31,6 @@ from sb3_m3po.learner import Learner
 from sb3_m3po.planner import Plan
 from sb3_m3po.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PlanningSwitch, WorldModelPolicy
 
-#: ``rho`` of the noise that actions are made of while collecting
-_NOISE_PERSISTENCE = 0.8
-
 SelfM3PO = TypeVar("SelfM3PO", bound="M3PO")
 
 
@@ -200,7 +197,8 @@ class M3PO(OnPolicyAlgorithm):
             **self.policy_kwargs,
         ).to(self.device)
         self.policy.generator = self._generator
-        self._exploration_noise = PersistentNoise(self.policy.world_model.codec.noise_dim, _NOISE_PERSISTENCE)
+        codec = self.policy.world_model.codec
+        self._exploration_noise = PersistentNoise(codec.noise_dim, codec.noise_persistence)
         with th.no_grad():
             self.policy.log_ent_coef.fill_(np.log(max(ent_coef, 1e-30)))
 

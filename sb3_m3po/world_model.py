@@ -74,7 +74,8 @@ class WorldModel(nn.Module):
         self.value_head = nn.Linear(value_arch[-1] if value_arch else sizes.latent_dim, n_bins)
 
         critic_input = sizes.latent_dim if codec.enumerable else self.trunk_dim
-        n_outputs = getattr(codec, "n_joint", 0) if codec.enumerable else 1
+        # For enumerable actions one output each, and one that all of them share: see critic_logits
+        n_outputs = getattr(codec, "n_joint", 0) + 1
         self.critics = Ensemble(critic_input, sizes.critic_arch, n_outputs * n_bins, sizes.n_critics, activation_fn)
 
         pi_dim = sizes.pi_arch[-1] if sizes.pi_arch else sizes.latent_dim
@@ -139,12 +140,18 @@ class WorldModel(nn.Module):
 
     def critic_logits(self, x: th.Tensor, frozen: bool = False) -> th.Tensor:
         """
+        Enumerable actions share a part of their logits, as in a duelling network (arXiv 1511.06581): an action that was
+        never tried in a state is then worth as much as the state, not nothing.
+
         :param x: Latent ``z`` for enumerable actions, else features ``f``
         :param frozen: Let gradients reach ``x`` only
         :return: Shape ``(n_critics, batch, n_joint, n_bins)`` or ``(n_critics, batch, n_bins)``
         """
         logits = self.critics(x, frozen)
-        return logits.unflatten(-1, (-1, len(self.bins))) if self.codec.enumerable else logits
+        if not self.codec.enumerable:
+            return logits
+        logits = logits.unflatten(-1, (-1, len(self.bins)))
+        return logits[..., :1, :] + logits[..., 1:, :]
 
     def prior(self, z: th.Tensor) -> th.Tensor:
         """
