@@ -36,6 +36,8 @@ class GaussianActions(nn.Module):
 
     enumerable: ClassVar[bool] = False
     log_std_bounds: ClassVar[tuple[float, float]] = (-4.0, 0.5)
+    #: Entropy coefficient to begin with
+    ent_coef: ClassVar[float] = 0.1
     #: Joints that must alternate, as HalfCheetah's, learn slower from noise that remembers
     noise_persistence: ClassVar[float] = 0.0
 
@@ -149,6 +151,8 @@ class CategoricalActions(nn.Module):
     :param space: Discrete, one-dimensional MultiDiscrete or MultiBinary
     """
 
+    #: Entropy coefficient to begin with: many actions must be tried before one of them may be certain
+    ent_coef: ClassVar[float] = 1.0
     #: An action that is held for a few steps gets somewhere: Acrobot's goal is found
     noise_persistence: ClassVar[float] = 0.8
     start: th.Tensor

@@ -74,16 +74,17 @@ def check_numbers(model: Any) -> None:
         raise ValueError(f"target_kl={model.target_kl} must be positive, or None for no trust region")
 
 
-def initial_ent_coef(ent_coef: str | float) -> float:
+def initial_ent_coef(ent_coef: str | float, auto: float) -> float:
     """
     :param ent_coef: A number, ``"auto"`` or ``"auto_<initial value>"``
+    :param auto: What ``"auto"`` begins with
     :return: The entropy coefficient to begin with
     :raises ValueError: for anything else
     """
     try:
         initial = float((ent_coef[5:] or "nan") if isinstance(ent_coef, str) and ent_coef.startswith("auto_") else ent_coef)
     except ValueError:
-        initial = 0.1 if ent_coef == "auto" else math.nan
+        initial = auto if ent_coef == "auto" else math.nan
     if not (initial > 0 if isinstance(ent_coef, str) else initial >= 0):
         raise ValueError(f"ent_coef={ent_coef!r} must be a number of at least 0, 'auto' or 'auto_<initial value>'")
     return initial

@@ -333,7 +333,7 @@ class Learner:
         with th.no_grad():
             if self.learn_ent_coef:
                 excess = terms.entropy.mean() - policy.world_model.codec.target_entropy
-                policy.log_ent_coef.grad = policy.log_ent_coef.exp() * excess
+                policy.log_ent_coef.grad = excess.view(1)
             if self.target_kl is not None:
                 policy.log_kl_coef.grad = policy.log_kl_coef.exp() * (self.target_kl - terms.kl.mean())
             policy.coef_optimizer.step()

@@ -56,7 +56,8 @@ class M3PO(OnPolicyAlgorithm):
     :param learning_starts: Transitions in the memory before the first update
     :param target_kl: Trust region: bound of the KL divergence per state from the policy of the last sync, in nats;
         ``None`` for no bound
-    :param ent_coef: Entropy coefficient; ``"auto"`` learns it, ``"auto_0.1"`` from 0.1 on
+    :param ent_coef: Entropy coefficient; ``"auto"`` learns it (from 0.1 on for Box, from 1 on for discrete actions),
+        ``"auto_0.3"`` from 0.3 on
     :param bonus_coef: Weight of the discrepancy bonus, falling to 0 over training
     :param plan_rollouts: Whether actions are planned while collecting
     :param planner_kwargs: ``n_samples, horizon, n_iterations, n_effective, min_std`` of the planner,
@@ -162,7 +163,6 @@ class M3PO(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         check_classes(self)
         check_numbers(self)
-        ent_coef = initial_ent_coef(self.ent_coef)
         self._setup_lr_schedule()
         self._generator, self._rng = th.Generator(), np.random.default_rng()
         # A new one always starts from the same seed
@@ -200,7 +200,7 @@ class M3PO(OnPolicyAlgorithm):
         codec = self.policy.world_model.codec
         self._exploration_noise = PersistentNoise(codec.noise_dim, codec.noise_persistence)
         with th.no_grad():
-            self.policy.log_ent_coef.fill_(np.log(max(ent_coef, 1e-30)))
+            self.policy.log_ent_coef.fill_(np.log(max(initial_ent_coef(self.ent_coef, codec.ent_coef), 1e-30)))
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """

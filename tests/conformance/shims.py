@@ -10,8 +10,8 @@ from stable_baselines3.common.policies import BasePolicy
 
 from sb3_m3po import M3PO, CnnPolicy, MlpPolicy, MultiInputPolicy
 
-#: Networks for toy environments
-SMALL = {"latent_dim": 32, "encoder_arch": [64], "model_arch": [64], "n_critics": 2}
+#: Smaller than the default, for toy environments
+SMALL = {"model_arch": [256], "n_critics": 2}
 #: What has no counterpart: epochs over a rollout, the clipped objective, the advantages, RMSprop's variant, the conjugate
 #: gradient. M3PO's updates per transition are its default.
 DROPPED = (
