@@ -48,8 +48,8 @@ class MLP(nn.Module):
         """
         # Functions and not modules: for one observation, calling a module takes longer than its arithmetic
         for linear, norm in zip(self.linears, self.norms, strict=True):
-            x = F.linear(x, linear.weight, linear.bias)
-            x = self.activation(F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias))
+            x = F.linear(x, linear.weight, linear.bias)  # type: ignore[arg-type]
+            x = self.activation(F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias))  # type: ignore[arg-type]
         return x
 
 
