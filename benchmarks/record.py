@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("benchmarks/results")
 CHECKPOINTS = Path("benchmarks/checkpoints")
 RANDOM_CSV = Path("benchmarks/random_baseline.csv")
-_SOURCES = ("sb3_m3po", "hyperparams", "setup.py", ":(glob)benchmarks/*.py")
+_SOURCES = ("sb3_m3po", "hyperparams", "setup.py", ":(glob)benchmarks/**/*.py")
 
 
 def commit() -> str:

@@ -27,13 +27,14 @@ from sb3_m3po.math import decode, two_hot
 from sb3_m3po.policies import WorldModelPolicy
 from sb3_m3po.world_model import WorldModel
 
-_ENT_COEF_RANGE = (1e-4, 1.0)
+_ENT_COEF_RANGE = (1e-4, 10.0)
 _KL_COEF_RANGE = (1e-2, 1e3)
 #: Floor of the critics' range that the policy's gain is divided by, in scaled units (returns reach about 10)
 _MIN_Q_RANGE = 0.5
 #: Share of the new range in the running one; over 128 updates TD-MPC2's rate of 0.01 comes to the same
 _Q_RANGE_RATE = 0.7
-_MEDIAN_RATE = 0.1
+#: The same for the median of the gap
+_MEDIAN_RATE = 0.3
 #: Updates of phase B between two refreshes of the critics' targets
 _TARGET_INTERVAL = 32
 #: Observations that are evaluated at once: their activations stay in the processor's cache
@@ -269,6 +270,8 @@ class Learner:
             gap = self._gap(q_mf[piece], f) if self.bonus_coef > 0 else q_mf[piece]
             parts.append((z, f, gap))
         z, f, gap = (th.cat(column) for column in zip(*parts, strict=True))
+        if self.bonus_coef > 0:
+            self.policy.gap_median += _MEDIAN_RATE * (gap.median() - self.policy.gap_median)
         if isinstance(model.codec, GaussianActions) or not model.codec.enumerable:
             noise, chosen = self._noise(len(z)), z
         else:
@@ -293,13 +296,11 @@ class Learner:
         prepared.target[rows] = n_step.rewards[rows] + n_step.discount[rows] * th.cat(values)
 
     def _gap(self, q_mf: th.Tensor, f: th.Tensor) -> th.Tensor:
-        """:return: ``|Q_mf - Q_mb|``, whose running median is kept"""
-        model, median = self.policy.world_model, self.policy.gap_median
+        """:return: ``|Q_mf - Q_mb|``"""
+        model = self.policy.world_model
         next_z, reward_logits, termination_logit = model.outcome(f)
         going_on = 1 - th.sigmoid(termination_logit) * model.can_terminate
-        gap = (q_mf - decode(reward_logits, model.bins) - self.gamma * going_on * model.value(next_z)).abs()
-        median += _MEDIAN_RATE * (gap.median() - median)
-        return gap
+        return (q_mf - decode(reward_logits, model.bins) - self.gamma * going_on * model.value(next_z)).abs()
 
     def _update_q_range(self, values: th.Tensor) -> None:
         """Running 5-95 percentile range of the targets."""

@@ -457,7 +457,8 @@ class M3PO(OnPolicyAlgorithm):
                 f"Training diverged: {key}={value} after {self._n_updates} updates. Lower learning_rate or utd_ratio; "
                 "the last saved checkpoint is unaffected"
             )
-        self.logger.record(key, value)
+        # One call of train() may cover several sync periods
+        self.logger.record_mean(key, value)
 
     # ----------------------------------------------------- planning and saving
 

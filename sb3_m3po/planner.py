@@ -50,7 +50,7 @@ class PlannerConfig:
 
     def __post_init__(self) -> None:
         for name in ("n_samples", "horizon", "n_iterations"):
-            if int(getattr(self, name)) != getattr(self, name) or getattr(self, name) < 1:
+            if not float(getattr(self, name)).is_integer() or getattr(self, name) < 1:
                 raise ValueError(f"planner_kwargs[{name!r}]={getattr(self, name)} must be a whole number of at least 1")
         if not 1 <= self.n_effective <= self.n_samples:
             raise ValueError(f"planner_kwargs['n_effective']={self.n_effective} must lie between 1 and {self.n_samples}")

@@ -169,7 +169,16 @@ def test_wrong_policy_arguments(name: str, value: Any, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("n_samples", 0), ("n_samples", 2.5), ("horizon", 0), ("n_iterations", 0), ("n_effective", 0.5), ("n_effective", 100)],
+    [
+        ("n_samples", 0),
+        ("n_samples", 2.5),
+        ("n_samples", float("inf")),
+        ("n_samples", float("nan")),
+        ("horizon", 0),
+        ("n_iterations", 0),
+        ("n_effective", 0.5),
+        ("n_effective", 100),
+    ],
 )
 def test_wrong_planner_arguments(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"planner_kwargs\['{name}'\]={value}"):

@@ -8,7 +8,7 @@ from torch import nn
 
 from sb3_m3po import M3PO
 from sb3_m3po.actions import CategoricalActions, make_action_codec
-from sb3_m3po.losses import ModelTargets, critic_loss, policy_terms, trust_region_loss, world_model_loss
+from sb3_m3po.losses import ModelTargets, PolicyTerms, critic_loss, policy_terms, trust_region_loss, world_model_loss
 from sb3_m3po.math import two_hot
 from sb3_m3po.world_model import Sizes, WorldModel
 from tests.helpers import randoms, tiny_model
@@ -277,6 +277,30 @@ def test_each_phase_changes_its_own_parts(space: spaces.Space) -> None:
     learner.improve_policy(policy_batch, frozen)
     assert changed(model, before) == {"actor", "critics", "log_ent_coef", "log_kl_coef", "q_range", "gap_median"}
     assert all(parameter.requires_grad for parameter in model.policy.world_model.parameters())
+
+
+@every_kind
+@pytest.mark.parametrize("excess", [-0.5, 0.5])
+def test_temperature_and_multiplier_move_against_the_excess(space: spaces.Space, excess: float) -> None:
+    model = tiny_model(randoms(action_space=space), target_kl=0.3)
+    policy, learner, zeros = model.policy, model._learner(), th.zeros(4)
+    entropy = policy.world_model.codec.target_entropy + excess + zeros
+    for group in policy.coef_optimizer.param_groups:
+        group["lr"] *= group["speed"]
+    before = [policy.log_ent_coef.item(), policy.log_kl_coef.item()]
+    learner._step_coefs(PolicyTerms(zeros, entropy, 0.3 + excess + zeros, zeros))
+    # Of the temperature the gradient is the excess alone, as SAC's in SB3; Adam's first step is the learning rate
+    assert policy.log_ent_coef.grad is not None
+    assert policy.log_ent_coef.grad.item() == pytest.approx(excess, rel=1e-5)
+    assert policy.log_ent_coef.item() - before[0] == pytest.approx(-np.sign(excess) * 2e-3, rel=1e-3)
+    assert policy.log_kl_coef.item() - before[1] == pytest.approx(np.sign(excess) * 2e-2, rel=1e-3)
+
+
+@pytest.mark.parametrize(("space", "expected"), [(spaces.Box(-1, 1, (2,)), 0.1), (spaces.Discrete(3), 1.0)], ids=str)
+def test_first_temperature(space: spaces.Space, expected: float) -> None:
+    for ent_coef, first in (("auto", expected), ("auto_0.3", 0.3), (0.2, 0.2)):
+        model = tiny_model(randoms(action_space=space), ent_coef=ent_coef)
+        assert model.policy.log_ent_coef.exp().item() == pytest.approx(first)
 
 
 @every_kind
