@@ -13,6 +13,9 @@ CONSISTENCY_COEF = 20.0
 REWARD_COEF = 0.1
 TERMINATION_COEF = 1.0
 VALUE_COEF = 0.1
+#: A latent must not stand still: without it, random observations with rare rewards are forgotten within 100 updates
+SPREAD_COEF = 10.0
+MIN_SPREAD = 0.05
 #: Keeps the Gaussian's mean off the flat part of the squashing
 MEAN_PENALTY = 1e-4
 
@@ -57,7 +60,9 @@ def world_model_loss(
     Unroll the model and compare with what happened.
 
     ``mean_{t<H} m_t [20 MSE(z_{t+1}) + 0.1 CE(r_t) + BCE(terminated_t)] + 0.1 mean_{t<=H} m_t CE(v_t)``
-    (the form of TD-MPC2, arXiv 2310.16828, with terminations as in MR.Q, arXiv 2501.16142).
+    (the form of TD-MPC2, arXiv 2310.16828, with terminations as in MR.Q, arXiv 2501.16142), and
+    ``10 mean_i max(0, 0.05 - std_i(z_0))`` over the batch: as long as nothing is known of the rewards, a constant latent
+    would be the most consistent one (VICReg, arXiv 2105.04906).
 
     :param z: ``h(o_0)`` with gradient, shape ``(batch, latent_dim)``
     :param actions: Model inputs, shape ``(horizon, batch, input_dim)``
@@ -76,8 +81,11 @@ def world_model_loss(
     bce = F.binary_cross_entropy_with_logits(th.stack(terminations), targets.terminated, reduction="none")
     termination = (m * bce).mean() * model.can_terminate.squeeze()
     value = (targets.alive * cross_entropy(model.value_logits(predicted), targets.values)).mean()
+    spread = F.relu(MIN_SPREAD - (z.var(0, correction=0) + 1e-4).sqrt()).mean()
     loss = CONSISTENCY_COEF * consistency + REWARD_COEF * reward + TERMINATION_COEF * termination + VALUE_COEF * value
+    loss = loss + SPREAD_COEF * spread
     parts = {"loss": loss, "consistency_loss": consistency, "reward_loss": reward, "termination_loss": termination}
+    parts["spread_loss"] = spread
     return loss, {**{k: v.detach() for k, v in parts.items()}, "value_loss": value.detach()}
 
 

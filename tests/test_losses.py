@@ -1,5 +1,8 @@
 """What is minimised, worked out by hand."""
 
+import math
+
+import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
@@ -216,7 +219,10 @@ def by_hand(model: WorldModel, z: th.Tensor, actions: th.Tensor, targets: ModelT
             sums["reward_loss"] += m * F.cross_entropy(reward, targets.rewards[t, i : i + 1])
             bce = F.binary_cross_entropy_with_logits(termination, targets.terminated[t, i : i + 1])
             sums["termination_loss"] += m * bce
-    return {name: x / BATCH / (HORIZON + (name == "value_loss")) for name, x in sums.items()}
+    means = {name: x / BATCH / (HORIZON + (name == "value_loss")) for name, x in sums.items()}
+    columns = z.detach().numpy().astype(np.float64).T
+    spreads = [max(0.0, 0.05 - math.sqrt(np.mean((x - x.mean()) ** 2) + 1e-4)) for x in columns]
+    return {**means, "spread_loss": th.tensor(np.mean(spreads))}
 
 
 @pytest.mark.parametrize("behind", [None, BEHIND], ids=["no end", "ends"])
@@ -226,14 +232,26 @@ def test_model_loss_by_hand(model: WorldModel, behind: th.Tensor | None) -> None
     expected = by_hand(model, latents(), actions, targets)
     for name, value in expected.items():
         assert parts[name].item() == pytest.approx(value.item(), rel=1e-4), name
-    weights = dict(consistency_loss=20.0, reward_loss=0.1, termination_loss=1.0, value_loss=0.1)
+    weights = dict(consistency_loss=20.0, reward_loss=0.1, termination_loss=1.0, value_loss=0.1, spread_loss=10.0)
     total = sum(weight * expected[name].item() for name, weight in weights.items())
     assert loss.item() == parts["loss"].item() == pytest.approx(total, rel=1e-4)
 
 
+@pytest.mark.parametrize(("size", "expected"), [(0.0, 0.04), (0.01, 0.05 - math.sqrt(2e-4)), (1.0, 0.0)])
+def test_latents_that_stand_still_are_spread(model: WorldModel, size: float, expected: float) -> None:
+    """The term is zero for latents that differ, and its gradient is finite for latents that don't."""
+    unit = th.linspace(-1, 1, BATCH).unsqueeze(-1) * math.sqrt(2)  # of five, with standard deviation 1
+    z = (0.5 + size * unit * th.ones_like(latents())).requires_grad_()
+    loss, parts = world_model_loss(model, z, *sequence(model))
+    assert parts["spread_loss"].item() == pytest.approx(expected, abs=1e-6)
+    (gradient,) = th.autograd.grad(loss, z)
+    assert gradient.isfinite().all()
+
+
 def test_model_loss_has_exactly_these_parts(model: WorldModel) -> None:
     loss, parts = world_model_loss(model, latents(), *sequence(model))
-    assert set(parts) == {"loss", "consistency_loss", "reward_loss", "termination_loss", "value_loss"}
+    names = {"consistency_loss", "reward_loss", "termination_loss", "value_loss", "spread_loss"}
+    assert set(parts) == {"loss", *names}
     assert loss.requires_grad and loss.shape == ()
     assert all(part.shape == () and not part.requires_grad for part in parts.values())
 
