@@ -28,7 +28,6 @@ from sb3_m3po.buffers import (
 )
 from sb3_m3po.checks import check_classes, check_finite, check_numbers, check_observation_space, initial_ent_coef
 from sb3_m3po.learner import Learner
-from sb3_m3po.planner import Plan
 from sb3_m3po.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PlanningSwitch, WorldModelPolicy
 
 SelfM3PO = TypeVar("SelfM3PO", bound="M3PO")
@@ -332,12 +331,9 @@ class M3PO(OnPolicyAlgorithm):
             normal = self._exploration_noise.draw(self._last_episode_starts, self._generator)  # type: ignore[arg-type]
             return self.policy(obs_tensor, noise=self.policy.world_model.codec.noise_from_normal(normal))
         actions, values, log_probs, planned = self.policy.act_by_plan(obs_tensor)
-        self._log_plan(planned)
-        return actions, values, log_probs
-
-    def _log_plan(self, planned: Plan) -> None:
         self.logger.record_mean("exploration/planner_kl", planned.kl.mean().item())
         self.logger.record_mean("exploration/planner_gain", planned.gain.mean().item())
+        return actions, values, log_probs
 
     def _check_step(
         self, new_obs: Observations, rewards: np.ndarray | None, dones: np.ndarray, infos: list[dict[str, Any]]

@@ -49,6 +49,7 @@ def logged_by_training(model: M3PO) -> dict[str, float]:
     """Make one call of train() with updates, and return what it logs."""
     model._update_credits += 16
     model.logger.name_to_value.clear()
+    model.logger.name_to_count.clear()
     model.train()
     values = dict(model.logger.name_to_value)
     # Of the rollout, which is not saved
