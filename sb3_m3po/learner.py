@@ -35,6 +35,8 @@ _MIN_Q_RANGE = 0.5
 _Q_RANGE_RATE = 0.7
 #: The same for the median of the gap
 _MEDIAN_RATE = 0.3
+#: Critics that one update of the policy asks: another draw each time, the mean over draws is that of all critics
+_N_ASKED = 2
 #: Updates of phase B between two refreshes of the critics' targets
 _TARGET_INTERVAL = 32
 #: Observations that are evaluated at once: their activations stay in the processor's cache
@@ -47,8 +49,8 @@ class Frozen(NamedTuple):
 
     :param states: Its place in memory, ascending, shape ``(n,)``
     :param z: ``h_bar(o)``, shape ``(n, latent_dim)``
-    :param value: In today's scaled units, shape ``(n,)``
-    :param anchor: Parameters of ``pi_bar``, shape ``(n, params_dim)``
+    :param value: In today's scaled units, shape ``(n,)``; NaN where nobody asked for it
+    :param anchor: Parameters of ``pi_bar``, shape ``(n, params_dim)``; likewise
     """
 
     states: np.ndarray
@@ -128,26 +130,35 @@ class Learner:
         :param n_updates: Updates of each phase
         :return: Mean of every logged quantity, by its logged name
         """
-        model_batch, policy_batch, frozen = self.draw(n_updates * self.batch_size)
-        return {**self.fit_world_model(model_batch, frozen), **self.improve_policy(policy_batch, frozen)}
+        model_batch, value_steps, policy_batch, frozen = self.draw(n_updates)
+        return {**self.fit_world_model(model_batch, value_steps, frozen), **self.improve_policy(policy_batch, frozen)}
 
-    def draw(self, n: int) -> tuple[Sequences, Sequences, Frozen]:
+    def draw(self, n_updates: int) -> tuple[Sequences, np.ndarray, Sequences, Frozen]:
         """
         Draw what both phases learn from.
 
         Until the next sync the frozen copies are functions of the observation alone, so they are evaluated once per
         distinct observation and not once per visit: most of an update's arithmetic would be theirs.
 
-        :param n: Sequences for each phase
-        :return: Sequences of phase A and of phase B, and what the frozen copies say of the observations that need it
+        :param n_updates: Updates of each phase
+        :return: Sequences of phase A; the step of them whose model-based value each update fits, shape ``(n_updates,)``;
+            sequences of phase B; what the frozen copies say of the observations that need it
         """
+        n = n_updates * self.batch_size
         model_batch = Sequences(self.memory.sample(n, self.horizon, self.rng), self.policy)
+        value_steps = self.rng.integers(self.horizon + 1, size=n_updates)
         policy_batch = Sequences(self.memory.sample(n, self.n_step_returns, self.rng), self.policy)
-        needed = [model_batch.states, policy_batch.states[0], self._bootstraps(policy_batch, slice(self._target_samples))]
+        valued = [self._valued(model_batch, value_steps), policy_batch.states[0]]
+        valued.append(self._bootstraps(policy_batch, slice(self._target_samples)))
         if self.bonus_coef > 0:
-            needed.append(policy_batch.states[1])
-        states = np.unique(np.concatenate([x.ravel() for x in needed]))
-        return model_batch, policy_batch, self._evaluate_frozen(states)
+            valued.append(policy_batch.states[1])
+        frozen = self._evaluate_frozen(np.unique(model_batch.states[1:]), np.unique(np.concatenate(valued)))
+        return model_batch, value_steps, policy_batch, frozen
+
+    def _valued(self, batch: Sequences, value_steps: np.ndarray) -> np.ndarray:
+        """:return: The states whose model-based value is fitted, one per sequence"""
+        steps = value_steps.repeat(self.batch_size)
+        return batch.states[steps, np.arange(len(steps))]
 
     @property
     def _target_samples(self) -> int:
@@ -167,14 +178,23 @@ class Learner:
         return obs_as_tensor(self.memory.observations_at(states, self.vec_normalize), self.policy.device)
 
     @th.no_grad()
-    def _evaluate_frozen(self, states: np.ndarray) -> Frozen:
-        """``v(o) = (s_old / s) E_{a ~ pi_bar} min_k Q_bar_k(h_bar(o), a)``."""
-        policy, bar, parts = self.policy, self.policy.bar, []
-        for piece in _pieces(len(states)):
-            z = policy.encode_bar(self._observations(states[piece]))
-            anchor = bar.prior(z)
-            parts.append((z, policy.bar_ratio * self._value(bar, z, anchor), anchor))
-        return Frozen(states, *(th.cat(column) for column in zip(*parts, strict=True)))
+    def _evaluate_frozen(self, reached: np.ndarray, valued: np.ndarray) -> Frozen:
+        """
+        ``v(o) = (s_old / s) E_{a ~ pi_bar} min_k Q_bar_k(h_bar(o), a)``.
+
+        :param reached: States of which the latent is asked
+        :param valued: States of which value and anchor are asked too
+        """
+        policy, bar = self.policy, self.policy.bar
+        states = np.union1d(reached, valued)
+        z = th.cat([policy.encode_bar(self._observations(states[piece])) for piece in _pieces(len(states))])
+        frozen = Frozen(states, z, z.new_full((len(z),), th.nan), z.new_full((len(z), bar.codec.params_dim), th.nan))
+        asked = frozen.rows(valued)
+        for piece in _pieces(len(asked)):
+            rows = asked[piece]
+            frozen.anchor[rows] = anchor = bar.prior(z[rows])
+            frozen.value[rows] = policy.bar_ratio * self._value(bar, z[rows], anchor)
+        return frozen
 
     def _value(self, model: WorldModel, z: th.Tensor, params: th.Tensor) -> th.Tensor:
         """:return: ``E_{a ~ params} min_k Q_k(z, a)``, by one sample or exactly"""
@@ -190,7 +210,7 @@ class Learner:
 
     # ---------------------------------------------------------------- phase A
 
-    def fit_world_model(self, batch: Sequences, frozen: Frozen) -> dict[str, float]:
+    def fit_world_model(self, batch: Sequences, value_steps: np.ndarray, frozen: Frozen) -> dict[str, float]:
         """
         Phase A: train encoder, dynamics, outcome heads and the model-based value.
 
@@ -198,15 +218,17 @@ class Learner:
         """
         policy, bins, means = self.policy, self.policy.world_model.bins, Means()
         learned = policy.model_optimizer.param_groups[0]["params"]
-        alive, rows = alive_mask(batch.terminated, batch.truncated), frozen.rows(batch.states)
-        rewards, values = two_hot(batch.rewards, bins), two_hot(frozen.value, bins)
-        for columns in self._updates(alive.shape[1]):
+        alive, rows = alive_mask(batch.terminated, batch.truncated), frozen.rows(batch.states[1:])
+        valued = frozen.rows(self._valued(batch, value_steps))
+        rewards, values = two_hot(batch.rewards, bins), two_hot(frozen.value[valued], bins)
+        for columns, value_step in zip(self._updates(alive.shape[1]), value_steps.tolist(), strict=True):
             targets = ModelTargets(
-                frozen.z[rows[1:, columns]],
+                frozen.z[rows[:, columns]],
                 rewards[:, columns],
                 batch.terminated[:, columns],
-                values[rows[:, columns]],
                 alive[:, columns],
+                values[columns],
+                value_step,
             )
             z = policy.encode(self._observations(batch.states[0, columns]))
             loss, parts = world_model_loss(policy.world_model, z, batch.actions[:, columns], targets)
@@ -325,8 +347,13 @@ class Learner:
         policy = self.policy
         q_range = policy.q_range.clamp_min(_MIN_Q_RANGE)
         ent_coef, kl_coef = policy.log_ent_coef.detach().exp(), policy.log_kl_coef.detach().exp()
-        terms = policy_terms(policy.world_model, part.z, part.anchor, part.noise, q_range, ent_coef)
+        terms = policy_terms(policy.world_model, part.z, part.anchor, part.noise, self._some_critics(), q_range, ent_coef)
         return trust_region_loss(terms, self.target_kl, kl_coef), terms
+
+    def _some_critics(self) -> th.Tensor:
+        """:return: Two critics"""
+        n_critics = self.policy.sizes.n_critics
+        return th.as_tensor(self.rng.choice(n_critics, min(_N_ASKED, n_critics), replace=False), device=self.policy.device)
 
     def _step_coefs(self, terms: PolicyTerms) -> None:
         """The multiplier ascends on ``kl - eps``, the temperature descends on the entropy's excess."""

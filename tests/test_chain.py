@@ -177,7 +177,7 @@ class Setup:
             self.policy.bar_scale.fill_(2.0)
             self.policy.return_scale.fill_(4.0)
         self.learner.bonus_coef = 0.5
-        _, self.batch, self.frozen = self.learner.draw(SAMPLES)
+        _, _, self.batch, self.frozen = self.learner.draw(SAMPLES // self.learner.batch_size)
 
     def observations(self, states: np.ndarray) -> th.Tensor:
         return th.as_tensor(self.learner.memory.observations_at(states))

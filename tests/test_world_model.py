@@ -24,6 +24,7 @@ FEATURES, BATCH, HORIZON = 5, 6, 3
 MODEL_PARTS = {"encoder", "trunk", "heads", "value_trunk", "value_head"}
 PARTS = {*MODEL_PARTS, "critics", "actor"}
 
+CRITICS = th.arange(3)
 every_kind = pytest.mark.parametrize("space", ACTIONS.values(), ids=ACTIONS)
 
 
@@ -57,8 +58,9 @@ def some_targets(model: WorldModel) -> ModelTargets:
         th.softmax(normal(HORIZON, BATCH, 16, seed=1), -1),
         two_hot(normal(HORIZON, BATCH, seed=2), model.bins),
         (normal(HORIZON, BATCH, seed=3) > 1).float(),
-        two_hot(normal(HORIZON + 1, BATCH, seed=4), model.bins),
         th.ones(HORIZON + 1, BATCH),
+        two_hot(normal(BATCH, seed=4), model.bins),
+        value_step=1,
     )
 
 
@@ -189,10 +191,11 @@ def test_model_loss_reaches_the_encoder_through_each_of_its_parts() -> None:
     targets = some_targets(model)
     weight = model.encoder[1].weight
     gradients = []
-    for changes in ({}, {"next_z": targets.next_z.roll(1)}, {"rewards": targets.rewards.roll(1, -1)}):
-        loss, _ = world_model_loss(model, model.encode(normal(BATCH, FEATURES)), actions, targets._replace(**changes))
+    others = targets._replace(next_z=targets.next_z.roll(1)), targets._replace(rewards=targets.rewards.roll(1, -1))
+    for some in (targets, *others, targets._replace(values=targets.values.roll(1, -1))):
+        loss, _ = world_model_loss(model, model.encode(normal(BATCH, FEATURES)), actions, some)
         gradients.append(th.autograd.grad(loss, weight)[0])  # type: ignore[arg-type]
-    assert not th.equal(gradients[0], gradients[1]) and not th.equal(gradients[0], gradients[2])
+    assert not any(th.equal(gradients[0], gradient) for gradient in gradients[1:])
 
 
 @every_kind
@@ -202,7 +205,7 @@ def test_policy_loss_trains_the_actor_only(space: spaces.Space) -> None:
     z = model.encode(normal(BATCH, FEATURES)).detach()
     anchor = model.prior(z).detach() + 0.01
     noise = model.codec.noise((BATCH,), th.Generator().manual_seed(0))
-    terms = policy_terms(model, z, anchor, noise, th.ones(1), 0.1 * th.ones(1))
+    terms = policy_terms(model, z, anchor, noise, CRITICS, th.ones(1), 0.1 * th.ones(1))
     trust_region_loss(terms, None, th.ones(1)).backward()
     assert moved(model) == {"actor"}
 
@@ -214,7 +217,7 @@ def test_policy_outside_of_its_region_is_drawn_back(space: spaces.Space, kl_coef
     z = model.encode(normal(BATCH, FEATURES)).detach()
     anchor = model.prior(z).detach().roll(1, 0)
     noise = model.codec.noise((BATCH,), th.Generator().manual_seed(0))
-    terms = policy_terms(model, z, anchor, noise, th.ones(1), th.zeros(1))
+    terms = policy_terms(model, z, anchor, noise, CRITICS, th.ones(1), th.zeros(1))
     parameters = list(model.actor.parameters())
     pulled = th.autograd.grad(trust_region_loss(terms, 1e-9, th.tensor(kl_coef)), parameters, retain_graph=True)
     expected = th.autograd.grad(kl_coef * terms.kl.mean() + terms.penalty.mean(), parameters)
@@ -232,18 +235,19 @@ def test_critic_loss_trains_the_critics_only(space: spaces.Space) -> None:
     assert moved(model) == {"critics"}
 
 
+@pytest.mark.parametrize("critics", [[0, 1, 2], [2, 0], [1]], ids=str)
 @every_kind
-def test_policy_gradient_is_that_of_the_mean_critic(space: spaces.Space) -> None:
+def test_policy_gradient_is_that_of_the_mean_of_the_asked_critics(space: spaces.Space, critics: list[int]) -> None:
     model = filled_model(space)
     codec = model.codec
     z = model.encode(normal(BATCH, FEATURES)).detach()
     anchor, noise = model.prior(z).detach(), codec.noise((BATCH,), th.Generator().manual_seed(0))
-    terms = policy_terms(model, z, anchor, noise, 4 * th.ones(1), th.zeros(1))
+    terms = policy_terms(model, z, anchor, noise, th.tensor(critics), 4 * th.ones(1), th.zeros(1))
     params = model.prior(z)
     if isinstance(codec, CategoricalActions) and codec.enumerable:
-        gain = (params.exp() * model.action_values(z).mean(0)).sum(-1) / 4
+        gain = (params.exp() * model.action_values(z)[critics].mean(0)).sum(-1) / 4
     else:
-        gain = model.action_values(z, codec.sample(params, noise)[0]).mean(0) / 4
+        gain = model.action_values(z, codec.sample(params, noise)[0])[critics].mean(0) / 4
     assert th.allclose(terms.gain, gain, atol=1e-6)
     parameters = list(model.actor.parameters())
     gradients = (th.autograd.grad(x.sum(), parameters) for x in (terms.gain, gain))
@@ -269,9 +273,9 @@ def test_each_phase_changes_its_own_parts(space: spaces.Space) -> None:
     model = tiny_model(randoms(action_space=space), bonus_coef=0.5).learn(64)
     learner = model._learner()
     learner.bonus_coef = 0.5
-    model_batch, policy_batch, frozen = learner.draw(4 * learner.batch_size)
+    model_batch, value_steps, policy_batch, frozen = learner.draw(8)
     before = state(model)
-    learner.fit_world_model(model_batch, frozen)
+    learner.fit_world_model(model_batch, value_steps, frozen)
     assert changed(model, before) == MODEL_PARTS
     before = state(model)
     learner.improve_policy(policy_batch, frozen)
