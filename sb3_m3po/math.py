@@ -87,7 +87,7 @@ def gaussian_kl(mean_p: th.Tensor, log_std_p: th.Tensor, mean_q: th.Tensor, log_
     return (log_std_q - log_std_p + 0.5 * (ratio + distance) - 0.5).sum(-1)
 
 
-def kl_bounded_weights(scores: th.Tensor, log_prior: th.Tensor, bound: float, n_bisections: int = 10) -> th.Tensor:
+def kl_bounded_weights(scores: th.Tensor, log_prior: th.Tensor, bound: float, n_levels: int = 32) -> th.Tensor:
     """
     Weights ``w ~ prior exp(score / eta)`` with the smallest temperature ``eta`` for which ``KL(w || prior) <= bound``.
 
@@ -98,17 +98,19 @@ def kl_bounded_weights(scores: th.Tensor, log_prior: th.Tensor, bound: float, n_
     :param scores: Shape ``(batch, n)``
     :param log_prior: Log-probabilities, shape ``(batch, n)``
     :param bound: In nats
-    :param n_bisections: Halvings of the temperature's logarithm
+    :param n_levels: Temperatures tried at once; a second round tries as many between two neighbours of the first
     :return: Weights that sum to one, shape ``(batch, n)``
     """
     scores = scores - scores.amax(-1, keepdim=True)
     spread = -scores.amin(-1, keepdim=True)
     scores = th.where(spread > 1e-6, scores / spread.clamp_min(1e-6), th.zeros_like(scores))
     low = scores.new_full((len(scores), 1), math.log(1e-3))
-    high = -low
-    for _ in range(n_bisections):
-        middle = 0.5 * (low + high)
-        log_w = F.log_softmax(log_prior + scores * th.exp(-middle), dim=-1)
-        too_sharp = (log_w.exp() * (log_w - log_prior)).sum(-1, keepdim=True) > bound
-        low, high = th.where(too_sharp, middle, low), th.where(too_sharp, high, middle)
-    return F.softmax(log_prior + scores * th.exp(-high), dim=-1)
+    width, steps = -2 * low, th.linspace(0, 1, n_levels, device=scores.device)
+    for _ in range(2):
+        log_eta = low + width * steps  # (batch, n_levels), ascending: so the divergence falls
+        log_w = F.log_softmax(log_prior.unsqueeze(1) + scores.unsqueeze(1) * th.exp(-log_eta).unsqueeze(-1), dim=-1)
+        kl = (log_w.exp() * (log_w - log_prior.unsqueeze(1))).sum(-1)  # (batch, n_levels)
+        # The last temperature that is too low, and the next one
+        last = (kl > bound).sum(-1, keepdim=True).sub(1).clamp(0, n_levels - 2)
+        low, width = log_eta.gather(-1, last), width / (n_levels - 1)
+    return F.softmax(log_prior + scores * th.exp(-(low + width)), dim=-1)
