@@ -264,6 +264,32 @@ def test_bonus_moves_the_target(setup: Setup) -> None:
 
 
 @th.no_grad()
+def test_frozen_values_are_evaluated_where_they_are_read() -> None:
+    learner = Setup(ACTIONS["box"]).learner
+    learner.bonus_coef = 0.0
+    model_batch, value_steps, policy_batch, frozen = learner.draw(n_updates=40)
+    assert set(value_steps) == {0, 1, 2, 3}
+    for update, step in enumerate(value_steps):
+        columns = slice(update * learner.batch_size, (update + 1) * learner.batch_size)
+        assert frozen.value[frozen.rows(model_batch.states[step, columns])].isfinite().all()
+    anchors = frozen.anchor[frozen.rows(policy_batch.states[0])]
+    assert anchors.isfinite().all()
+    z = learner.policy.encode_bar(th.as_tensor(learner.memory.observations_at(policy_batch.states[0])))
+    assert th.allclose(anchors, learner.policy.bar.prior(z), atol=1e-6)
+    assert th.equal(th.as_tensor(frozen.states[frozen.rows(model_batch.states[1:])]), th.as_tensor(model_batch.states[1:]))
+
+
+@pytest.mark.parametrize(("n_critics", "n_asked"), [(5, 2), (2, 2), (1, 1)])
+def test_each_update_of_the_policy_asks_two_critics(n_critics: int, n_asked: int) -> None:
+    learner = Setup(ACTIONS["box"]).learner
+    learner.policy.sizes.n_critics = n_critics
+    asked = th.stack([learner._some_critics() for _ in range(200)])
+    assert asked.shape == (200, n_asked)
+    assert (asked.sort(-1).values.diff(dim=-1) > 0).all()
+    assert asked.flatten().bincount().tolist() == pytest.approx([200 * n_asked / n_critics] * n_critics, rel=0.3)
+
+
+@th.no_grad()
 def test_targets_of_values_by_hand(setup: Setup) -> None:
     prepared, batch = setup.prepare(), setup.batch
     gamma, expected, values = setup.learner.gamma, [], setup.frozen.value[setup.frozen.rows(batch.states)]
