@@ -38,8 +38,9 @@ class GaussianActions(nn.Module):
     log_std_bounds: ClassVar[tuple[float, float]] = (-4.0, 0.5)
     #: Entropy coefficient to begin with
     ent_coef: ClassVar[float] = 0.1
-    #: Joints that must alternate, as HalfCheetah's, learn slower from noise that remembers
-    noise_persistence: ClassVar[float] = 0.0
+    #: See :class:`PersistentNoise`. Joints that must alternate, as HalfCheetah's, learn faster from noise that forgets; a
+    #: Hopper leaves its first gait only by noise that remembers
+    noise_persistence: ClassVar[tuple[float, ...]] = (0.0, 0.8)
 
     def __init__(self, space: spaces.Box, log_std_init: float = 0.0):
         super().__init__()
@@ -154,7 +155,7 @@ class CategoricalActions(nn.Module):
     #: Entropy coefficient to begin with: many actions must be tried before one of them may be certain
     ent_coef: ClassVar[float] = 1.0
     #: An action that is held for a few steps gets somewhere: Acrobot's goal is found
-    noise_persistence: ClassVar[float] = 0.8
+    noise_persistence: ClassVar[tuple[float, ...]] = (0.8,)
     start: th.Tensor
     penalty: th.Tensor
     uniform: th.Tensor
@@ -302,12 +303,13 @@ class PersistentNoise:
     anew at each step, hardly ever swing an Acrobot up.
 
     :param dim: Width of the noise
-    :param persistence: ``rho``, in [0, 1)
+    :param persistence: Values of ``rho``, in [0, 1): each episode draws one of them
     """
 
-    def __init__(self, dim: int, persistence: float):
+    def __init__(self, dim: int, persistence: tuple[float, ...]):
         self.dim = dim
-        self.persistence = persistence
+        self.persistence = th.tensor(persistence)
+        self._rho = th.empty(0, 1)
         self._state = th.empty(0, dim)
 
     def draw(self, starts: np.ndarray, generator: th.Generator | None) -> th.Tensor:
@@ -315,12 +317,16 @@ class PersistentNoise:
         :param starts: Which environments begin an episode, shape ``(n_envs,)``
         :return: Shape ``(n_envs, dim)``, on the CPU
         """
-        fresh = th.randn(len(starts), self.dim, generator=generator)
-        if len(self._state) != len(fresh):
-            self._state = fresh
+        n_envs = len(starts)
+        fresh = th.randn(n_envs, self.dim, generator=generator)
+        rho = self.persistence[th.randint(len(self.persistence), (n_envs, 1), generator=generator)]
+        if len(self._state) != n_envs:
+            self._rho, self._state = rho, fresh
         else:
-            kept = self.persistence * self._state + (1 - self.persistence**2) ** 0.5 * fresh
-            self._state = th.where(th.as_tensor(starts).bool().unsqueeze(-1), fresh, kept)
+            begins = th.as_tensor(starts).bool().unsqueeze(-1)
+            self._rho = th.where(begins, rho, self._rho)
+            kept = self._rho * self._state + (1 - self._rho.square()).sqrt() * fresh
+            self._state = th.where(begins, fresh, kept)
         return self._state
 
 

@@ -35,8 +35,6 @@ _MIN_Q_RANGE = 0.5
 _Q_RANGE_RATE = 0.7
 #: The same for the median of the gap
 _MEDIAN_RATE = 0.3
-#: Critics that one update of the policy asks: another draw each time, the mean over draws is that of all critics
-_N_ASKED = 2
 #: Updates of phase B between two refreshes of the critics' targets
 _TARGET_INTERVAL = 32
 #: Observations that are evaluated at once: their activations stay in the processor's cache
@@ -347,13 +345,8 @@ class Learner:
         policy = self.policy
         q_range = policy.q_range.clamp_min(_MIN_Q_RANGE)
         ent_coef, kl_coef = policy.log_ent_coef.detach().exp(), policy.log_kl_coef.detach().exp()
-        terms = policy_terms(policy.world_model, part.z, part.anchor, part.noise, self._some_critics(), q_range, ent_coef)
+        terms = policy_terms(policy.world_model, part.z, part.anchor, part.noise, q_range, ent_coef)
         return trust_region_loss(terms, self.target_kl, kl_coef), terms
-
-    def _some_critics(self) -> th.Tensor:
-        """:return: Two critics"""
-        n_critics = self.policy.sizes.n_critics
-        return th.as_tensor(self.rng.choice(n_critics, min(_N_ASKED, n_critics), replace=False), device=self.policy.device)
 
     def _step_coefs(self, terms: PolicyTerms) -> None:
         """The multiplier ascends on ``kl - eps``, the temperature descends on the entropy's excess."""

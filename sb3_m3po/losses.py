@@ -151,13 +151,7 @@ class PolicyTerms(NamedTuple):
 
 
 def policy_terms(
-    model: WorldModel,
-    z: th.Tensor,
-    anchor: th.Tensor,
-    noise: th.Tensor,
-    critics: th.Tensor,
-    q_range: th.Tensor,
-    ent_coef: th.Tensor,
+    model: WorldModel, z: th.Tensor, anchor: th.Tensor, noise: th.Tensor, q_range: th.Tensor, ent_coef: th.Tensor
 ) -> PolicyTerms:
     """
     ``gain = mean_k Q_k / S - alpha log pi``, pathwise or as an exact expectation, and the distance to the last sync.
@@ -165,7 +159,6 @@ def policy_terms(
     :param z: ``h(o)``, shape ``(batch, latent_dim)``
     :param anchor: Parameters of ``pi_bar(. | h_bar(o))``
     :param noise: From ``codec.noise``; not read for enumerable actions
-    :param critics: Indices ``k`` of the critics that are asked; over draws of them the gain is that of them all
     :param q_range: ``S``
     :param ent_coef: ``alpha``
     """
@@ -175,12 +168,12 @@ def policy_terms(
     if codec.enumerable:
         assert not isinstance(codec, GaussianActions)
         with th.no_grad():
-            q = decode(model.critic_logits(z, critics), model.bins).mean(0)  # (batch, n_joint)
+            q = decode(model.critic_logits(z), model.bins).mean(0)  # (batch, n_joint)
         entropy = codec.entropy(params)
         value = (codec.joint_log_prob(params).exp() * q).sum(-1)
         return PolicyTerms(value / q_range + ent_coef * entropy, entropy, kl, th.zeros_like(kl))
     a, log_prob = codec.sample(params, noise)
-    q = decode(model.critic_logits(model.features(z, a), critics), model.bins).mean(0)
+    q = decode(model.critic_logits(model.features(z, a), frozen=True), model.bins).mean(0)
     if isinstance(codec, GaussianActions):
         entropy, penalty = -log_prob, MEAN_PENALTY * params.chunk(2, -1)[0].square().sum(-1)
     else:

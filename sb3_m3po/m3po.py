@@ -14,7 +14,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import explained_variance, obs_as_tensor
+from stable_baselines3.common.utils import LinearSchedule, explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_m3po.actions import PersistentNoise
@@ -42,7 +42,7 @@ class M3PO(OnPolicyAlgorithm):
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a subclass of WorldModelPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0)
+    :param learning_rate: The learning rate, or a function of the progress remaining; by default it falls from 2e-3 to 2e-4
     :param n_steps: Decisions per environment and rollout; ``None`` for ``max(1, 256 // n_envs)``
     :param batch_size: Samples per update
     :param utd_ratio: Updates per collected transition
@@ -86,7 +86,7 @@ class M3PO(OnPolicyAlgorithm):
         self,
         policy: str | type[WorldModelPolicy],
         env: GymEnv | str | None,
-        learning_rate: float | Schedule = 2e-3,
+        learning_rate: float | Schedule = LinearSchedule(2e-3, 2e-4, 1.0),
         n_steps: int | None = None,
         batch_size: int = 128,
         utd_ratio: float = 0.5,

@@ -87,18 +87,17 @@ class Ensemble(nn.Module):
             self.biases.append(nn.Parameter(th.zeros(n_members, 1, fan_out)))
         nn.init.zeros_(self.weights[-1])
 
-    def forward(self, x: th.Tensor, frozen_members: th.Tensor | None = None) -> th.Tensor:
+    def forward(self, x: th.Tensor, frozen: bool = False) -> th.Tensor:
         """
         :param x: Shape ``(batch, input_dim)``
-        :param frozen_members: Indices of the members to evaluate, with gradients that reach the input only and not the
-            parameters; by default all members, with all gradients
+        :param frozen: Let gradients reach the input only, not the parameters
         :return: Shape ``(n_members, batch, output_dim)``
         """
-        n_members = len(self.weights[0]) if frozen_members is None else len(frozen_members)
+        n_members = len(self.weights[0])
         h = x.expand(n_members, *x.shape)
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if frozen_members is not None:
-                weight, bias = weight.detach()[frozen_members], bias.detach()[frozen_members]
+            if frozen:
+                weight, bias = weight.detach(), bias.detach()
             h = th.baddbmm(bias, h, weight)
             if i < len(self.weights) - 1:
                 # No affine part: the next layer's weights do the same

@@ -100,7 +100,7 @@ class WorldModelPolicy(ActorCriticPolicy):
         latent_dim: int = 128,
         encoder_arch: list[int] | None = None,
         model_arch: list[int] | None = None,
-        n_critics: int = 5,
+        n_critics: int = 2,
         gamma: float = 0.99,
         planner_kwargs: dict[str, Any] | None = None,
     ):

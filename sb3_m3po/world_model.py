@@ -24,7 +24,7 @@ class Sizes:
     model_arch: list[int] = field(default_factory=lambda: [256, 256])
     pi_arch: list[int] = field(default_factory=lambda: [256, 256])
     critic_arch: list[int] = field(default_factory=lambda: [128])
-    n_critics: int = 5
+    n_critics: int = 2
 
     def check(self) -> None:
         """:raises ValueError: for a size that can't be built"""
@@ -138,16 +138,16 @@ class WorldModel(nn.Module):
         """
         return decode(self.value_logits(z), self.bins)
 
-    def critic_logits(self, x: th.Tensor, frozen_members: th.Tensor | None = None) -> th.Tensor:
+    def critic_logits(self, x: th.Tensor, frozen: bool = False) -> th.Tensor:
         """
         Enumerable actions share a part of their logits, as in a duelling network (arXiv 1511.06581): an action that was
         never tried in a state is then worth as much as the state, not nothing.
 
         :param x: Latent ``z`` for enumerable actions, else features ``f``
-        :param frozen_members: Critics to evaluate with gradients that reach ``x`` only; by default all, with all gradients
+        :param frozen: Let gradients reach ``x`` only
         :return: Shape ``(n_critics, batch, n_joint, n_bins)`` or ``(n_critics, batch, n_bins)``
         """
-        logits = self.critics(x, frozen_members)
+        logits = self.critics(x, frozen)
         if not self.codec.enumerable:
             return logits
         logits = logits.unflatten(-1, (-1, len(self.bins)))

@@ -356,30 +356,47 @@ def test_other_spaces_are_refused() -> None:
         make_action_codec(spaces.Text(3))
 
 
-def noise_of_steps(persistence: float, n_steps: int = 6, n_envs: int = 4_000) -> th.Tensor:
+def noise_of_steps(persistence: tuple[float, ...], n_steps: int = 6, n_envs: int = 4_000) -> th.Tensor:
     """:return: Shape ``(n_steps, n_envs)``; the second half of the environments begins an episode at each step"""
     noise, generator = PersistentNoise(1, persistence), th.Generator().manual_seed(0)
     starts = np.arange(n_envs) >= n_envs // 2
     return th.stack([noise.draw(starts, generator).squeeze(-1) for _ in range(n_steps)])
 
 
-@pytest.mark.parametrize("persistence", [0.0, 0.8])
-def test_persistent_noise_is_standard_normal_at_each_step(persistence: float) -> None:
+MEMORIES = pytest.mark.parametrize("persistence", [(0.0,), (0.8,), (0.0, 0.8), (0.5, 0.7, 0.9)], ids=str)
+
+
+@MEMORIES
+def test_persistent_noise_is_standard_normal_at_each_step(persistence: tuple[float, ...]) -> None:
     for x in noise_of_steps(persistence):
         assert x.mean().item() == pytest.approx(0, abs=0.06)
         assert x.std().item() == pytest.approx(1, abs=0.05)
 
 
-@pytest.mark.parametrize("persistence", [0.0, 0.8])
-def test_persistent_noise_remembers_within_an_episode_only(persistence: float) -> None:
+@MEMORIES
+def test_persistent_noise_remembers_within_an_episode_only(persistence: tuple[float, ...]) -> None:
     within, between = noise_of_steps(persistence).chunk(2, 1)
     for lag in (1, 3):
-        assert (within[1] * within[1 + lag]).mean().item() == pytest.approx(persistence**lag, abs=0.08)
+        assert (within[1] * within[1 + lag]).mean().item() == pytest.approx(np.mean(np.power(persistence, lag)), abs=0.08)
         assert (between[1] * between[1 + lag]).mean().item() == pytest.approx(0, abs=0.08)
 
 
+def test_each_episode_draws_its_persistence() -> None:
+    noise, generator = PersistentNoise(1, (0.0, 0.99)), th.Generator().manual_seed(0)
+    n_envs = 400
+    noise.draw(np.ones(n_envs, bool), generator)
+    shares = []
+    for _ in range(2):
+        x = th.stack([noise.draw(np.arange(n_envs) < 200 * (step == 0), generator).squeeze(-1) for step in range(20)])
+        shares.append(x.diff(dim=0).abs().mean(0) < 0.4)
+    # An episode keeps what it drew: those that went on are what they were, those that began anew are another half
+    assert all(0.4 < share.float().mean() < 0.6 for share in shares)
+    assert th.equal(shares[0][200:], shares[1][200:])
+    assert 0.3 < (shares[0][:200] == shares[1][:200]).float().mean() < 0.7
+
+
 def test_persistent_noise_begins_anew_with_another_number_of_environments() -> None:
-    noise, generator = PersistentNoise(2, 0.8), th.Generator().manual_seed(0)
+    noise, generator = PersistentNoise(2, (0.8,)), th.Generator().manual_seed(0)
     assert noise.draw(np.ones(3, bool), generator).shape == (3, 2)
     assert noise.draw(np.zeros(5, bool), generator).shape == (5, 2)
 

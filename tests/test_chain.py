@@ -279,16 +279,6 @@ def test_frozen_values_are_evaluated_where_they_are_read() -> None:
     assert th.equal(th.as_tensor(frozen.states[frozen.rows(model_batch.states[1:])]), th.as_tensor(model_batch.states[1:]))
 
 
-@pytest.mark.parametrize(("n_critics", "n_asked"), [(5, 2), (2, 2), (1, 1)])
-def test_each_update_of_the_policy_asks_two_critics(n_critics: int, n_asked: int) -> None:
-    learner = Setup(ACTIONS["box"]).learner
-    learner.policy.sizes.n_critics = n_critics
-    asked = th.stack([learner._some_critics() for _ in range(200)])
-    assert asked.shape == (200, n_asked)
-    assert (asked.sort(-1).values.diff(dim=-1) > 0).all()
-    assert asked.flatten().bincount().tolist() == pytest.approx([200 * n_asked / n_critics] * n_critics, rel=0.3)
-
-
 @th.no_grad()
 def test_targets_of_values_by_hand(setup: Setup) -> None:
     prepared, batch = setup.prepare(), setup.batch

@@ -349,6 +349,16 @@ def test_progress_bar() -> None:
     assert tiny_model(randoms()).learn(32, progress_bar=True).num_timesteps == 32
 
 
+def test_learning_rate_falls_by_default() -> None:
+    model = tiny_model(randoms())
+    assert [model.lr_schedule(progress) for progress in (1.0, 0.5, 0.0)] == pytest.approx([2e-3, 1.1e-3, 2e-4])
+    model.learn(64)
+    assert 2e-4 <= model.policy.optimizer.param_groups[0]["lr"] < 2e-3
+    model.learning_rate = 1e-3
+    model._setup_lr_schedule()
+    assert model.lr_schedule(0.0) == 1e-3
+
+
 def test_learning_rate_schedule_reaches_all_optimizers() -> None:
     model = tiny_model(randoms(), learning_rate=lambda progress: 1e-2 * progress).learn(64)
     rates = {

@@ -11,7 +11,7 @@ from stable_baselines3.common.policies import BasePolicy
 from sb3_m3po import M3PO, CnnPolicy, MlpPolicy, MultiInputPolicy
 
 #: Smaller than the default, for toy environments
-SMALL = {"model_arch": [256], "n_critics": 2}
+SMALL = {"model_arch": [256]}
 #: What has no counterpart: epochs over a rollout, the clipped objective, the advantages, RMSprop's variant, the conjugate
 #: gradient. M3PO's updates per transition are its default.
 DROPPED = (
