@@ -166,22 +166,27 @@ def plan(
     :return: The plan
     """
     parts: list[_Trajectories] = []
-    focus = None
+    prior, focus = model.prior(z), None
     while True:
-        parts.append(_imagine(model, codec, z, gamma, noise(config.horizon, config.n_samples), focus))
+        parts.append(_imagine(model, codec, z, prior, gamma, noise(config.horizon, config.n_samples), focus))
         done = len(parts) >= config.n_iterations if deadline is None else time.perf_counter() >= deadline
         if done:
             break
         focus = _refit(codec, _Trajectories.join(parts), config)
     trajectories = _Trajectories.join(parts)
-    prior = model.prior(z)
     if isinstance(codec, GaussianActions):
         return _gaussian_plan(trajectories, prior, config)
     return _categorical_plan(codec, trajectories, prior, config)
 
 
 def _imagine(
-    model: PlanningModel, codec: ActionCodec, z: th.Tensor, gamma: float, noise: th.Tensor, focus: th.Tensor | None
+    model: PlanningModel,
+    codec: ActionCodec,
+    z: th.Tensor,
+    prior: th.Tensor,
+    gamma: float,
+    noise: th.Tensor,
+    focus: th.Tensor | None,
 ) -> _Trajectories:
     horizon, _, n, noise_dim = noise.shape
     batch = len(z)
@@ -190,7 +195,7 @@ def _imagine(
     score = th.zeros(batch * n, device=z.device)
     weight = th.ones_like(score)
     actions = []
-    root_params = model.prior(z).repeat_interleave(n, 0)
+    root_params = prior.repeat_interleave(n, 0)
     z = z.repeat_interleave(n, 0)
     for h in range(horizon):
         params = model.prior(z) if h else root_params

@@ -282,7 +282,8 @@ class Payments(Model):
 def test_scores_by_hand(probability: float, going_on: float) -> None:
     codec = make_action_codec(spaces.Discrete(2))
     model = Payments(codec.parameters_from(th.zeros(1, 2)), probability)
-    scores = _imagine(model, codec, model.start(2), GAMMA, noise_of(codec, 2)(3, 4), None).scores
+    z = model.start(2)
+    scores = _imagine(model, codec, z, model.prior(z), GAMMA, noise_of(codec, 2)(3, 4), None).scores
     expected = 1 + going_on * 10 + going_on**2 * 100 + going_on**3 * 1000
     assert th.allclose(scores, th.full((2, 4), expected))
 
