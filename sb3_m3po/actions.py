@@ -38,8 +38,8 @@ class GaussianActions(nn.Module):
     log_std_bounds: ClassVar[tuple[float, float]] = (-4.0, 0.5)
     #: Entropy coefficient to begin with
     ent_coef: ClassVar[float] = 0.1
-    #: See :class:`PersistentNoise`. Joints that must alternate, as HalfCheetah's, learn faster from noise that forgets; a
-    #: Hopper leaves its first gait only by noise that remembers
+    #: See :class:`PersistentNoise`. In single runs Hopper learned faster from noise that remembers, and HalfCheetah, whose
+    #: joints must alternate, slower
     noise_persistence: ClassVar[tuple[float, ...]] = (0.0, 0.8)
 
     def __init__(self, space: spaces.Box, log_std_init: float = 0.0):

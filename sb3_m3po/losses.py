@@ -58,7 +58,7 @@ def world_model_loss(
     Unroll the model and compare with what happened.
 
     ``mean_{t<H} m_t [20 MSE(z_{t+1}) + 0.1 CE(r_t) + BCE(terminated_t)] + 0.1 m_t CE(v_t)``, the last at one step: over
-    steps drawn from all of them it is the mean, at a quarter of its cost
+    steps drawn from all of them it is the mean over ``t <= H``, at ``1 / (H + 1)`` of its cost
     (the form of TD-MPC2, arXiv 2310.16828, with terminations as in MR.Q, arXiv 2501.16142), and
     ``10 mean_i max(0, 0.05 - std_i(z_0))`` over the batch: as long as nothing is known of the rewards, a constant latent
     would be the most consistent one (VICReg, arXiv 2105.04906).

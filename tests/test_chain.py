@@ -10,8 +10,9 @@ from gymnasium import spaces
 
 from sb3_m3po import M3PO
 from sb3_m3po.learner import Prepared
-from sb3_m3po.losses import n_step_return
+from sb3_m3po.losses import ModelTargets, n_step_return, world_model_loss
 from sb3_m3po.math import decode
+from sb3_m3po.world_model import WorldModel
 from tests.helpers import randoms, tiny_model
 
 GAMMA = 0.9
@@ -277,6 +278,25 @@ def test_frozen_values_are_evaluated_where_they_are_read() -> None:
     z = learner.policy.encode_bar(th.as_tensor(learner.memory.observations_at(policy_batch.states[0])))
     assert th.allclose(anchors, learner.policy.bar.prior(z), atol=1e-6)
     assert th.equal(th.as_tensor(frozen.states[frozen.rows(model_batch.states[1:])]), th.as_tensor(model_batch.states[1:]))
+
+
+def test_the_model_fits_the_value_of_the_step_that_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = Setup(ACTIONS["box"]).learner
+    batch, value_steps, _, frozen = learner.draw(n_updates=40)
+    seen: list[ModelTargets] = []
+
+    def recorded(model: WorldModel, z: th.Tensor, actions: th.Tensor, targets: ModelTargets) -> Any:
+        seen.append(targets)
+        return world_model_loss(model, z, actions, targets)
+
+    monkeypatch.setattr("sb3_m3po.learner.world_model_loss", recorded)
+    learner.fit_world_model(batch, value_steps, frozen)
+    assert [targets.value_step for targets in seen] == value_steps.tolist()
+    for i, (targets, step) in enumerate(zip(seen, value_steps, strict=True)):
+        states = batch.states[step, i * learner.batch_size : (i + 1) * learner.batch_size]
+        values = targets.values @ learner.policy.world_model.bins
+        assert th.allclose(values, frozen.value[frozen.rows(states)], atol=1e-4)
+        assert values.std() > 1e-3
 
 
 @th.no_grad()

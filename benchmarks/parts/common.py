@@ -1,5 +1,6 @@
 """What the parts share: verdicts, and the comparison of what two models learned."""
 
+import argparse
 import sys
 from typing import NoReturn
 
@@ -32,6 +33,19 @@ class Verdicts:
     def exit(self) -> NoReturn:
         """End with 0 if everything passed, else with 1."""
         sys.exit(0 if self._passed and all(self._passed) else 1)
+
+
+def training_arguments(description: str | None, steps: int) -> argparse.ArgumentParser:
+    """
+    :param description: of the script
+    :param steps: environment steps by default
+    :return: a parser for what one training takes: environment, steps, seed
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", default="Pendulum-v1")
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
 
 
 def learned(model: M3PO) -> dict[str, th.Tensor]:

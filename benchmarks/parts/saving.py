@@ -6,14 +6,13 @@ Out of the zip and the file of the replay memory. The random generators are in n
 ``python -m benchmarks.parts.saving``
 """
 
-import argparse
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from stable_baselines3.common.logger import Logger
 
 from benchmarks.envs import vec_env
-from benchmarks.parts.common import Verdicts, differing, learned
+from benchmarks.parts.common import Verdicts, differing, learned, training_arguments
 from sb3_m3po import M3PO
 
 
@@ -49,11 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     :param argv: the command line, ``sys.argv`` by default
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", default="Pendulum-v1")
-    parser.add_argument("--steps", type=int, default=1_500)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+    args = training_arguments(__doc__, steps=1_500).parse_args(argv)
     verdicts = Verdicts(f"Saving and loading, {args.env}, {args.steps} steps, seed {args.seed}")
     model = M3PO("MlpPolicy", vec_env(args.env, 1, args.seed), seed=args.seed, device="cpu").learn(args.steps)
     loaded, sizes = copy_through_files(model, args.env)

@@ -7,10 +7,8 @@ they must do so by just that factor. (Powers of two: other factors round.)
 ``python -m benchmarks.parts.scales``
 """
 
-import argparse
-
 from benchmarks.envs import vec_env
-from benchmarks.parts.common import Verdicts, differing, learned
+from benchmarks.parts.common import Verdicts, differing, learned, training_arguments
 from sb3_m3po import M3PO
 
 FACTORS = (2.0**10, 2.0**-10)
@@ -32,11 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     :param argv: the command line, ``sys.argv`` by default
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", default="Pendulum-v1")
-    parser.add_argument("--steps", type=int, default=1_500)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+    args = training_arguments(__doc__, steps=1_500).parse_args(argv)
     verdicts = Verdicts(f"Units of reward, {args.env}, {args.steps} steps, seed {args.seed}")
     plain = learn(args.env, 1.0, args.steps, args.seed)
     expected = learned(plain)
