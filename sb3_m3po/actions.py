@@ -38,9 +38,9 @@ class GaussianActions(nn.Module):
     log_std_bounds: ClassVar[tuple[float, float]] = (-4.0, 0.5)
     #: Entropy coefficient to begin with
     ent_coef: ClassVar[float] = 0.1
-    #: See :class:`PersistentNoise`. In single runs Hopper learned faster from noise that remembers, and HalfCheetah, whose
-    #: joints must alternate, slower
-    noise_persistence: ClassVar[tuple[float, ...]] = (0.0, 0.8)
+    #: See :class:`PersistentNoise`. Hopper learns faster from noise that remembers; HalfCheetah, whose joints must alternate,
+    #: learns slower the more of it there is
+    noise_persistence: ClassVar[tuple[float, ...]] = (0.0, 0.0, 0.0, 0.8)
 
     def __init__(self, space: spaces.Box, log_std_init: float = 0.0):
         super().__init__()
@@ -303,13 +303,14 @@ class PersistentNoise:
     anew at each step, hardly ever swing an Acrobot up.
 
     :param dim: Width of the noise
-    :param persistence: Values of ``rho``, in [0, 1): each episode draws one of them
+    :param persistence: Values of ``rho``, in [0, 1): the episodes of an environment take them in turn, the first environment
+        from the first on, the second from the second on, ...
     """
 
     def __init__(self, dim: int, persistence: tuple[float, ...]):
         self.dim = dim
         self.persistence = th.tensor(persistence)
-        self._rho = th.empty(0, 1)
+        self._turn = th.empty(0, dtype=th.long)
         self._state = th.empty(0, dim)
 
     def draw(self, starts: np.ndarray, generator: th.Generator | None) -> th.Tensor:
@@ -317,16 +318,15 @@ class PersistentNoise:
         :param starts: Which environments begin an episode, shape ``(n_envs,)``
         :return: Shape ``(n_envs, dim)``, on the CPU
         """
-        n_envs = len(starts)
-        fresh = th.randn(n_envs, self.dim, generator=generator)
-        rho = self.persistence[th.randint(len(self.persistence), (n_envs, 1), generator=generator)]
-        if len(self._state) != n_envs:
-            self._rho, self._state = rho, fresh
+        fresh = th.randn(len(starts), self.dim, generator=generator)
+        if len(self._state) != len(starts):
+            self._turn, self._state = th.arange(len(starts)) % len(self.persistence), fresh
         else:
-            begins = th.as_tensor(starts).bool().unsqueeze(-1)
-            self._rho = th.where(begins, rho, self._rho)
-            kept = self._rho * self._state + (1 - self._rho.square()).sqrt() * fresh
-            self._state = th.where(begins, fresh, kept)
+            begins = th.as_tensor(starts).bool()
+            self._turn = (self._turn + begins) % len(self.persistence)
+            rho = self.persistence[self._turn].unsqueeze(-1)
+            kept = rho * self._state + (1 - rho.square()).sqrt() * fresh
+            self._state = th.where(begins.unsqueeze(-1), fresh, kept)
         return self._state
 
 

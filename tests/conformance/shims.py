@@ -10,8 +10,8 @@ from stable_baselines3.common.policies import BasePolicy
 
 from sb3_m3po import M3PO, CnnPolicy, MlpPolicy, MultiInputPolicy
 
-#: Smaller than the default, for toy environments
-SMALL = {"model_arch": [256]}
+#: Smaller than the default, for toy environments; one critic, as the originals have
+SMALL = {"model_arch": [256], "n_critics": 1}
 #: What has no counterpart: epochs over a rollout, the clipped objective, the advantages, RMSprop's variant, the conjugate
 #: gradient. M3PO's updates per transition are its default.
 DROPPED = (
@@ -43,6 +43,7 @@ class SmallMultiInputPolicy(MultiInputPolicy):
 class Shim(M3PO):
     """
     :cvar N_STEPS: Length of a rollout, if the test names none
+    :cvar SIZES: Of M3PO's own keyword arguments, what fits the algorithm whose name the shim bears
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -51,6 +52,7 @@ class Shim(M3PO):
         "MultiInputPolicy": SmallMultiInputPolicy,
     }
     N_STEPS = 64
+    SIZES: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, policy: Any, env: Any, **kwargs: Any):
         super().__init__(policy, env, **self.translate(kwargs))
@@ -72,7 +74,7 @@ class Shim(M3PO):
             "sync_interval": min(max(1, n_steps // 2), 16),
             "learning_starts": min(n_steps, 64),
         }
-        return {**sizes, **passed}
+        return {**sizes, **cls.SIZES, **passed}
 
     def learn(self, *args: Any, **kwargs: Any) -> Any:
         # The default of a keyword: the folder of the logs bears the algorithm's name
@@ -84,7 +86,10 @@ class PPO(Shim):
 
 
 class A2C(Shim):
-    N_STEPS = 20
+    # As A2C: returns of five steps, and values that a test may look at after 500 steps. The rate of steps is logged after
+    # each rollout, before what it has brought is learned, so a rollout is long, as by default.
+    N_STEPS = 128
+    SIZES: ClassVar[dict[str, Any]] = {"utd_ratio": 1.0, "sync_interval": 4, "n_step_returns": 5}
 
 
 class TRPO(Shim):
