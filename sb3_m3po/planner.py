@@ -140,7 +140,7 @@ class _Trajectories:
         )
 
 
-@th.no_grad()
+@th.inference_mode()
 def plan(
     model: PlanningModel,
     codec: ActionCodec,
