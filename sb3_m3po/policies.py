@@ -172,7 +172,7 @@ class WorldModelPolicy(ActorCriticPolicy):
         space = self.observation_space
         parts = space.spaces if isinstance(space, spaces.Dict) else {_PLAIN: space}
         return {
-            key.replace(".", "_"): part
+            key: part
             for key, part in parts.items()
             if isinstance(part, spaces.Box) and not is_image_space(part, normalized_image=not self.normalize_images)
         }
@@ -221,7 +221,7 @@ class WorldModelPolicy(ActorCriticPolicy):
         """
         prepared = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
         if isinstance(prepared, dict):
-            prepared = {key: self._norm(key.replace(".", "_"), part) for key, part in prepared.items()}
+            prepared = {key: self._norm(key, part) for key, part in prepared.items()}
         else:
             prepared = self._norm(_PLAIN, prepared)
         return (self.features_extractor if features_extractor is None else features_extractor)(prepared)
@@ -245,8 +245,8 @@ class WorldModelPolicy(ActorCriticPolicy):
         """
         parts = observations if isinstance(observations, dict) else {_PLAIN: observations}
         for key, part in parts.items():
-            if key.replace(".", "_") in self.norms:
-                norm = self.norms[key.replace(".", "_")]
+            if key in self.norms:
+                norm = self.norms[key]
                 assert isinstance(norm, RunningNorm)
                 norm.update(part.reshape(-1, *part.shape[2:]))
 
