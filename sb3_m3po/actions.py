@@ -38,9 +38,6 @@ class GaussianActions(nn.Module):
     log_std_bounds: ClassVar[tuple[float, float]] = (-4.0, 0.5)
     #: Entropy coefficient to begin with
     ent_coef: ClassVar[float] = 0.1
-    #: See :class:`PersistentNoise`. Hopper learns faster from noise that remembers; HalfCheetah, whose joints must alternate,
-    #: learns slower the more of it there is
-    noise_persistence: ClassVar[tuple[float, ...]] = (0.0, 0.0, 0.0, 0.8)
 
     def __init__(self, space: spaces.Box, log_std_init: float = 0.0):
         super().__init__()
@@ -77,6 +74,16 @@ class GaussianActions(nn.Module):
         :return: Scaled actions in [-1, 1], shape ``(batch, *space.shape)``
         """
         return inputs.reshape(-1, *self.shape)
+
+    def noise_persistence(self, terminates: bool) -> tuple[float, ...]:
+        """
+        Where an early end must be avoided, one action hardly shows in the return, and a habit does: Hopper learns faster if
+        noise remembers. HalfCheetah, which can't fall, learns slower with it.
+
+        :param terminates: Whether the task has ever ended an episode
+        :return: For :class:`PersistentNoise`
+        """
+        return (0.0, 0.8) if terminates else (0.0,)
 
     def noise(self, shape: tuple[int, ...], generator: th.Generator | None = None) -> th.Tensor:
         """
@@ -154,8 +161,6 @@ class CategoricalActions(nn.Module):
 
     #: Entropy coefficient to begin with: many actions must be tried before one of them may be certain
     ent_coef: ClassVar[float] = 1.0
-    #: An action that is held for a few steps gets somewhere: Acrobot's goal is found
-    noise_persistence: ClassVar[tuple[float, ...]] = (0.8,)
     start: th.Tensor
     penalty: th.Tensor
     uniform: th.Tensor
@@ -215,6 +220,14 @@ class CategoricalActions(nn.Module):
         """
         index = inputs.unflatten(-1, (self.n_factors, self.width)).argmax(-1) + self.start
         return index.reshape(-1, *self.shape).to(self.dtype)
+
+    def noise_persistence(self, terminates: bool) -> tuple[float, ...]:
+        """
+        An action that is held for a few steps gets somewhere: Acrobot's goal is found.
+
+        :return: For :class:`PersistentNoise`
+        """
+        return (0.8,)
 
     def noise(self, shape: tuple[int, ...], generator: th.Generator | None = None) -> th.Tensor:
         """
@@ -303,28 +316,27 @@ class PersistentNoise:
     anew at each step, hardly ever swing an Acrobot up.
 
     :param dim: Width of the noise
-    :param persistence: Values of ``rho``, in [0, 1): the episodes of an environment take them in turn, the first environment
-        from the first on, the second from the second on, ...
     """
 
-    def __init__(self, dim: int, persistence: tuple[float, ...]):
+    def __init__(self, dim: int):
         self.dim = dim
-        self.persistence = th.tensor(persistence)
         self._turn = th.empty(0, dtype=th.long)
         self._state = th.empty(0, dim)
 
-    def draw(self, starts: np.ndarray, generator: th.Generator | None) -> th.Tensor:
+    def draw(self, starts: np.ndarray, persistence: tuple[float, ...], generator: th.Generator | None) -> th.Tensor:
         """
         :param starts: Which environments begin an episode, shape ``(n_envs,)``
+        :param persistence: Values of ``rho``, in [0, 1): the episodes of an environment take them in turn, the first
+            environment from the first on, the second from the second on, ...
         :return: Shape ``(n_envs, dim)``, on the CPU
         """
         fresh = th.randn(len(starts), self.dim, generator=generator)
         if len(self._state) != len(starts):
-            self._turn, self._state = th.arange(len(starts)) % len(self.persistence), fresh
+            self._turn, self._state = th.arange(len(starts)), fresh
         else:
             begins = th.as_tensor(starts).bool()
-            self._turn = (self._turn + begins) % len(self.persistence)
-            rho = self.persistence[self._turn].unsqueeze(-1)
+            self._turn += begins
+            rho = th.tensor(persistence)[self._turn % len(persistence)].unsqueeze(-1)
             kept = rho * self._state + (1 - rho.square()).sqrt() * fresh
             self._state = th.where(begins.unsqueeze(-1), fresh, kept)
         return self._state

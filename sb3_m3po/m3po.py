@@ -197,9 +197,8 @@ class M3PO(OnPolicyAlgorithm):
         ).to(self.device)
         self.policy.generator = self._generator
         codec = self.policy.world_model.codec
-        self._exploration_noise = PersistentNoise(codec.noise_dim, codec.noise_persistence)
-        with th.no_grad():
-            self.policy.log_ent_coef.fill_(np.log(max(initial_ent_coef(self.ent_coef, codec.ent_coef), 1e-30)))
+        self._exploration_noise = PersistentNoise(codec.noise_dim)
+        self.policy.log_ent_coef.data.fill_(np.log(max(initial_ent_coef(self.ent_coef, codec.ent_coef), 1e-30)))
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """
@@ -328,8 +327,10 @@ class M3PO(OnPolicyAlgorithm):
         """:return: Actions, values and log-probabilities under whatever chose the actions"""
         # The model plans only once it has learned
         if not (self.plan_rollouts and self._n_updates > 0):
-            normal = self._exploration_noise.draw(self._last_episode_starts, self._generator)  # type: ignore[arg-type]
-            return self.policy(obs_tensor, noise=self.policy.world_model.codec.noise_from_normal(normal))
+            codec, starts = self.policy.world_model.codec, np.asarray(self._last_episode_starts)
+            memory = codec.noise_persistence(bool(self.policy.world_model.can_terminate))
+            normal = self._exploration_noise.draw(starts, memory, self._generator)
+            return self.policy(obs_tensor, noise=codec.noise_from_normal(normal))
         actions, values, log_probs, planned = self.policy.act_by_plan(obs_tensor)
         self.logger.record_mean("exploration/planner_kl", planned.kl.mean().item())
         self.logger.record_mean("exploration/planner_gain", planned.gain.mean().item())
@@ -350,8 +351,7 @@ class M3PO(OnPolicyAlgorithm):
             if rewards is not None:
                 check_finite("reward", rewards, self.num_timesteps)
             for i in np.flatnonzero(dones).tolist():
-                final = infos[i].get("terminal_observation")
-                if final is not None:
+                if (final := infos[i].get("terminal_observation")) is not None:
                     check_finite("observation", {k: np.asarray([v]) for k, v in as_dict(final).items()}, self.num_timesteps, i)
         except ValueError:
             # The environments went on: a continued training begins with a reset

@@ -358,9 +358,9 @@ def test_other_spaces_are_refused() -> None:
 
 def noise_of_steps(persistence: tuple[float, ...], n_steps: int = 6, n_envs: int = 4_000) -> th.Tensor:
     """:return: Shape ``(n_steps, n_envs)``; the second half of the environments begins an episode at each step"""
-    noise, generator = PersistentNoise(1, persistence), th.Generator().manual_seed(0)
+    noise, generator = PersistentNoise(1), th.Generator().manual_seed(0)
     starts = np.arange(n_envs) >= n_envs // 2
-    return th.stack([noise.draw(starts, generator).squeeze(-1) for _ in range(n_steps)])
+    return th.stack([noise.draw(starts, persistence, generator).squeeze(-1) for _ in range(n_steps)])
 
 
 MEMORIES = pytest.mark.parametrize("persistence", [(0.0,), (0.8,), (0.0, 0.8), (0.5, 0.7, 0.9)], ids=str)
@@ -382,11 +382,12 @@ def test_persistent_noise_remembers_within_an_episode_only(persistence: tuple[fl
 
 
 def test_episodes_take_the_persistences_in_turn() -> None:
-    noise, generator = PersistentNoise(64, (0.0, 0.0, 0.99)), th.Generator().manual_seed(0)
+    noise, generator = PersistentNoise(64), th.Generator().manual_seed(0)
     remembers = []
     for _ in range(7):
         # The second environment goes on, the others begin an episode; the first draw of all begins one for each
-        x = th.stack([noise.draw(np.array([True, False, True, True]) & (step == 0), generator) for step in range(3)])
+        starts = np.array([True, False, True, True])
+        x = th.stack([noise.draw(starts & (step == 0), (0.0, 0.0, 0.99), generator) for step in range(3)])
         remembers.append((x.diff(dim=0).abs().mean((0, -1)) < 0.3).tolist())
     first, going_on, third, fourth = zip(*remembers, strict=True)
     assert first == fourth == (False, False, True, False, False, True, False)
@@ -395,9 +396,16 @@ def test_episodes_take_the_persistences_in_turn() -> None:
 
 
 def test_persistent_noise_begins_anew_with_another_number_of_environments() -> None:
-    noise, generator = PersistentNoise(2, (0.8,)), th.Generator().manual_seed(0)
-    assert noise.draw(np.ones(3, bool), generator).shape == (3, 2)
-    assert noise.draw(np.zeros(5, bool), generator).shape == (5, 2)
+    noise, generator = PersistentNoise(2), th.Generator().manual_seed(0)
+    assert noise.draw(np.ones(3, bool), (0.8,), generator).shape == (3, 2)
+    assert noise.draw(np.zeros(5, bool), (0.8,), generator).shape == (5, 2)
+
+
+def test_box_noise_remembers_only_where_the_task_terminates() -> None:
+    codec = GaussianActions(BOXES["one dimension"])
+    assert codec.noise_persistence(False) == (0.0,)
+    assert set(codec.noise_persistence(True)) == {0.0, 0.8}
+    assert categorical(DISCRETE["Discrete"]).noise_persistence(False) == (0.8,)
 
 
 @all_discrete
