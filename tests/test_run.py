@@ -18,6 +18,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_m3po import M3PO
+from sb3_m3po.actions import PersistentNoise
 from tests.helpers import RandomEnv, assert_same_model, assert_same_tensors, counters, randoms, tiny_model, tiny_policy_kwargs
 
 BOX_ACTION = spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -151,6 +152,29 @@ class _Compare(BaseCallback):
     def _on_rollout_end(self) -> None:
         self.rollouts += 1
         assert_same_tensors(self.before, self._networks())
+
+
+class NeverTerminating(RandomEnv):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, reward, False, terminated or truncated, info
+
+
+@pytest.mark.parametrize("env, at_last", [(RandomEnv, (0.0, 0.8)), (NeverTerminating, (0.0,))])
+def test_box_noise_remembers_once_the_task_has_terminated(
+    env: type[RandomEnv], at_last: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, draw = [], PersistentNoise.draw
+
+    def recorded(self: PersistentNoise, starts: np.ndarray, persistence: tuple[float, ...], generator: Any) -> th.Tensor:
+        drawn.append(persistence)
+        return draw(self, starts, persistence, generator)
+
+    monkeypatch.setattr(PersistentNoise, "draw", recorded)
+    tiny_model(env(action_space=BOX_ACTION)).learn(96)
+    assert len(drawn) == 96
+    assert drawn[0] == (0.0,)
+    assert drawn[-1] == at_last
 
 
 # ----------------------------------------------------------------- wrappers
