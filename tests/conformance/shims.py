@@ -86,10 +86,10 @@ class PPO(Shim):
 
 
 class A2C(Shim):
-    # As A2C: returns of five steps, and values that a test may look at after 500 steps. The rate of steps is logged after
+    # An update per step and returns of several steps: tests look at values after 500 steps. The rate of steps is logged after
     # each rollout, before what it has brought is learned, so a rollout is long, as by default.
     N_STEPS = 128
-    SIZES: ClassVar[dict[str, Any]] = {"utd_ratio": 1.0, "sync_interval": 4, "n_step_returns": 5}
+    SIZES: ClassVar[dict[str, Any]] = {"utd_ratio": 1.0, "batch_size": 32, "sync_interval": 8, "n_step_returns": 8}
 
 
 class TRPO(Shim):
