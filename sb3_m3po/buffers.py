@@ -224,7 +224,8 @@ class ReplayMemory:
 
     def return_scale(self, gamma: float) -> float:
         """
-        ``max(P99 of the nonzero |discounted return-to-go|, mean|r| / (1 - gamma), max|r| / 2) / 10``.
+        ``max(P99 of the nonzero |discounted return-to-go|, mean|r| / (1 - gamma), max|r| / 2) / 10``, where a horizon
+        ``1 / (1 - gamma)`` of more than 1,000 steps counts as 1,000.
 
         :param gamma: Discount factor
         :return: The scale, or 0 while no reward was nonzero
@@ -238,7 +239,7 @@ class ReplayMemory:
         values = values[values > 0]
         # A method that picks one of the values: it commutes with any scaling of the rewards
         high = float(np.quantile(values, 0.99, method="higher")) if len(values) else 0.0
-        mean = self.reward_abs_sum / self.reward_count / max(1 - gamma, 1e-6)
+        mean = self.reward_abs_sum / self.reward_count / max(1 - gamma, 1e-3)
         return max(high, mean, self.reward_abs_max / 2) / 10
 
     def _order(self) -> np.ndarray:
@@ -302,18 +303,49 @@ def original_observations(env: Any, vec_normalize: VecNormalize) -> Observations
     :param env: The outermost wrapper; SB3 itself puts VecTransposeImage around VecNormalize
     :raises ValueError: if a wrapper around VecNormalize changes observations in a way that can't be repeated
     """
-    above = []
-    while env is not vec_normalize:
-        above.append(env)
-        env = env.venv
     obs: Any = vec_normalize.get_original_obs()
-    for wrapper in reversed(above):
-        if isinstance(wrapper, VecTransposeImage):
-            obs = wrapper.transpose_observations(obs)
-        elif wrapper.observation_space != wrapper.venv.observation_space:
-            name = type(wrapper).__name__
-            raise ValueError(f"{name}(VecNormalize(env)) is not supported: use VecNormalize({name}(env))")
+    for wrapper in transposers_above(env, vec_normalize):
+        obs = wrapper.transpose_observations(obs)
     return obs
+
+
+def transposers_above(env: Any, vec_normalize: VecNormalize) -> list[VecTransposeImage]:
+    """
+    :param env: The outermost wrapper
+    :param vec_normalize: A wrapper below it
+    :return: What changes observations between the two, the innermost first
+    :raises ValueError: if a wrapper changes them in a way that can't be repeated
+    """
+    above: list[VecTransposeImage] = []
+    while env is not vec_normalize:
+        if isinstance(env, VecTransposeImage):
+            above.insert(0, env)
+        elif env.observation_space != env.venv.observation_space:
+            name = type(env).__name__
+            raise ValueError(f"{name}(VecNormalize(env)) is not supported: use VecNormalize({name}(env))")
+        env = env.venv
+    return above
+
+
+def copied(obs: Observations) -> Observations:
+    """
+    :param obs: Of all environments
+    :return: The same in memory of its own
+    """
+    return {key: x.copy() for key, x in obs.items()} if isinstance(obs, dict) else obs.copy()
+
+
+def put(obs: Observations, index: int, value: Any) -> None:
+    """
+    :param obs: Of all environments; one of them is overwritten
+    :param index: Which
+    :param value: Its observation
+    """
+    if isinstance(obs, dict):
+        for key, x in obs.items():
+            x[index] = value[key]
+    else:
+        obs[index] = value
 
 
 def _normalize(obs: Observations, vec_normalize: VecNormalize) -> Observations:

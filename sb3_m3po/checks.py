@@ -1,29 +1,64 @@
 """Bad input: errors that name what was given and what to do."""
 
 import math
+import warnings
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_m3po.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer, Observations
-from sb3_m3po.policies import CnnPolicy, MlpPolicy, WorldModelPolicy
+from sb3_m3po.buffers import (
+    HybridDictRolloutBuffer,
+    HybridRolloutBuffer,
+    Observations,
+    ReplayMemory,
+    as_dict,
+    transposers_above,
+)
+from sb3_m3po.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, WorldModelPolicy
 
 _AT_LEAST_ONE = ("batch_size", "sync_interval", "n_step_returns", "horizon", "buffer_size")
 _NOT_NEGATIVE = ("utd_ratio", "learning_starts", "bonus_coef")
 
 
-def check_observation_space(space: spaces.Space) -> None:
-    """:raises ValueError: for a space that SB3's policies can't take, before a vec-env stumbles over it"""
-    supported = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-    parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
+    """
+    Before a vec-env or SB3's networks stumble over them.
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :raises ValueError: for a space that is not supported
+    """
+    parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"": observation_space}
     for key, part in parts.items():
-        if not isinstance(part, (*supported, spaces.Dict)):
+        if problem := _observation_problem(part):
             where = f" under key {key!r}" if key else ""
-            raise ValueError(
-                f"Observation space {type(part).__name__}{where} is not supported: use Box, Discrete, MultiDiscrete, "
-                "MultiBinary, or a Dict of them (a Tuple becomes a Dict in a wrapper, a Text becomes numbers)"
-            )
+            raise ValueError(f"Observation space {part}{where} is not supported: {problem}")
+    if isinstance(action_space, spaces.Box) and not np.all(np.isfinite([action_space.low, action_space.high])):
+        raise ValueError(
+            f"Action space {action_space} must have a finite lower and upper bound in each dimension: "
+            "give it bounds with gymnasium.wrappers.RescaleAction or in the environment"
+        )
+
+
+def _observation_problem(space: spaces.Space) -> str:
+    """:return: What to do about an unsupported part of an observation space, nothing for a supported one"""
+    if isinstance(space, spaces.Dict):
+        return "nested Dicts must be flattened into one, in a wrapper"
+    if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        return (
+            "use Box, Discrete, MultiDiscrete, MultiBinary, or a Dict of them (a Tuple becomes a Dict in a wrapper, a Text "
+            "becomes numbers)"
+        )
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim > 1:
+        return "flatten its `nvec` in a wrapper"
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) and np.any(space.start):
+        return "SB3 encodes it as one-hot from zero on: subtract `start` in a wrapper"
+    if isinstance(space, spaces.Box) and space.shape == ():
+        return "give it a shape of (1,)"
+    return ""
 
 
 def check_classes(model: Any) -> None:
@@ -39,39 +74,52 @@ def check_classes(model: Any) -> None:
     no_dicts = policy_class in (MlpPolicy, CnnPolicy) and "features_extractor_class" not in model.policy_kwargs
     if isinstance(model.observation_space, spaces.Dict) and no_dicts:
         raise ValueError(f"You must use `MultiInputPolicy` with a Dict observation space, not {policy_class.__name__}")
+    if not isinstance(model.observation_space, spaces.Dict) and policy_class is MultiInputPolicy:
+        raise ValueError(f"MultiInputPolicy needs a Dict observation space, not {model.observation_space}: use 'MlpPolicy'")
+    if taken := {"gamma", "planner_kwargs"} & set(model.policy_kwargs):
+        raise ValueError(f"policy_kwargs hold {sorted(taken)}: pass them to M3PO itself")
     if isinstance(model.action_space, spaces.MultiDiscrete) and model.action_space.nvec.ndim > 1:
         raise ValueError(
             f"Multi-dimensional MultiDiscrete actions ({model.action_space}) are not supported: "
             "flatten the space's `nvec` in a wrapper"
         )
-    if chosen is not None and not issubclass(chosen, (HybridRolloutBuffer, HybridDictRolloutBuffer)):
+    needed = HybridDictRolloutBuffer if isinstance(model.observation_space, spaces.Dict) else HybridRolloutBuffer
+    if chosen is not None and not (isinstance(chosen, type) and issubclass(chosen, needed)):
         raise ValueError(
-            f"rollout_buffer_class={chosen.__name__} has no replay memory: "
-            "use HybridRolloutBuffer (HybridDictRolloutBuffer for Dict observations) or a subclass"
+            f"rollout_buffer_class={getattr(chosen, '__name__', repr(chosen))} is no {needed.__name__}, the buffer with a "
+            f"replay memory for {type(model.observation_space).__name__} observations: use it, a subclass, or None"
         )
+    if model._vec_normalize_env is not None:
+        transposers_above(model.env, model._vec_normalize_env)
 
 
 def check_numbers(model: Any) -> None:
     """
-    Written as ``not x >= 0``: NaN compares as false.
+    Written as ``not x > 0``: NaN compares as false.
 
     :param model: An M3PO model whose arguments are stored
     :raises ValueError: for a number out of its range
     """
     given = vars(model)
     for name in _AT_LEAST_ONE if model.n_steps is None else ("n_steps", *_AT_LEAST_ONE):
-        if not (given[name] >= 1 and int(given[name]) == given[name]):
-            raise ValueError(f"{name}={given[name]} must be a whole number of at least 1")
+        if not (isinstance(given[name], Integral) and given[name] >= 1):
+            raise ValueError(f"{name}={given[name]!r} must be a whole number (an int) of at least 1")
     for name in _NOT_NEGATIVE:
-        if not given[name] >= 0:
-            raise ValueError(f"{name}={given[name]} must not be negative")
+        if not (_is_number(given[name]) and 0 <= given[name] < math.inf):
+            raise ValueError(f"{name}={given[name]!r} must be a finite number and not negative")
     for name in ("gamma", "gae_lambda"):
-        if not 0 <= given[name] <= 1:
-            raise ValueError(f"{name}={given[name]} must lie between 0 and 1")
-    if not model.max_grad_norm > 0:
-        raise ValueError(f"max_grad_norm={model.max_grad_norm} must be positive; float('inf') clips nothing")
-    if model.target_kl is not None and not model.target_kl > 0:
-        raise ValueError(f"target_kl={model.target_kl} must be positive, or None for no trust region")
+        if not (_is_number(given[name]) and 0 <= given[name] <= 1):
+            raise ValueError(f"{name}={given[name]!r} must lie between 0 and 1")
+    if not (_is_number(model.max_grad_norm) and model.max_grad_norm > 0):
+        raise ValueError(f"max_grad_norm={model.max_grad_norm!r} must be positive; float('inf') clips nothing")
+    if model.target_kl is not None and not (_is_number(model.target_kl) and model.target_kl > 0):
+        raise ValueError(f"target_kl={model.target_kl!r} must be positive, or None for no trust region")
+    if model.use_sde:
+        raise ValueError("M3PO does not support generalized State-Dependent Exploration: pass use_sde=False")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real)
 
 
 def initial_ent_coef(ent_coef: str | float, auto: float) -> float:
@@ -98,14 +146,84 @@ def check_finite(kind: str, values: Observations, step: int, env: int | None = N
     :param env: The environment of a single row
     :raises ValueError: for NaN, infinite or (in float32) overflowing values, before they reach the memory
     """
-    for part in values.values() if isinstance(values, dict) else (values,):
+    for key, part in values.items() if isinstance(values, dict) else (("", values),):
         if part.dtype.kind != "f":
             continue
         with np.errstate(over="ignore"):
             rows = np.isfinite(part.astype(np.float32, copy=False).reshape(len(part), -1)).all(-1)
         if not rows.all():
             bad = np.flatnonzero(~rows).tolist()
+            where = f" under key {key!r}" if key else ""
             raise ValueError(
-                f"Environment {bad if env is None else [env]} returned a NaN or infinite {kind} at step "
+                f"Environment {bad if env is None else [env]} returned a NaN or infinite {kind}{where} at step "
                 f"{step}: nothing of it was stored; check the environment (SB3's VecCheckNan helps to find the cause)"
             )
+
+
+def check_step(
+    obs: Observations, rewards: np.ndarray | None, dones: np.ndarray, infos: list[dict[str, Any]], step: int
+) -> None:
+    """
+    :param obs: The environments' observations, one row each
+    :param rewards: Shape ``(n_envs,)``; ``None`` after a reset
+    :param dones: Which episodes ended, shape ``(n_envs,)``
+    :param infos: Hold the last observation of those
+    :param step: Environment steps so far
+    :raises ValueError: for NaN or infinite observations (an episode's last one included) or rewards
+    """
+    check_finite("observation", obs, step)
+    if rewards is not None:
+        check_finite("reward", rewards, step)
+    for i in np.flatnonzero(dones).tolist():
+        if (final := infos[i].get("terminal_observation")) is not None:
+            check_finite("observation", {k: np.asarray([v]) for k, v in as_dict(final).items()}, step, i)
+
+
+def check_statistics(vec_normalize: VecNormalize) -> None:
+    """
+    :param vec_normalize: Whose running statistics apply
+    :raises ValueError: for NaN or infinite ones: they never recover
+    """
+    statistics = getattr(vec_normalize, "obs_rms", None)
+    for part in statistics.values() if isinstance(statistics, dict) else [statistics] if statistics else []:
+        if not (np.all(np.isfinite(part.mean)) and np.all(np.isfinite(part.var))):
+            raise ValueError(
+                "VecNormalize's statistics hold NaN or infinite values, from an observation that was: make it anew, or "
+                "VecNormalize.load() what was saved with the last checkpoint"
+            )
+
+
+def warn_of_reward_normalisation(model: Any) -> bool:
+    """
+    :param model: An M3PO model under VecNormalize, about to learn
+    :return: Whether it has just been warned, which happens once
+    """
+    if not model._vec_normalize_env.norm_reward or model._warned_of_reward_normalisation:
+        return False
+    warnings.warn(
+        "VecNormalize's reward normalisation has no effect on M3PO, which learns from the environment's own rewards "
+        "and scales them itself: pass norm_reward=False",
+        stacklevel=5,
+    )
+    return True
+
+
+def check_memory(loaded: Any, mine: ReplayMemory, path: Any) -> None:
+    """
+    :param loaded: What was in a file
+    :param mine: The model's memory
+    :param path: The file
+    :raises ValueError: unless it is a memory of the same spaces and number of environments
+    """
+    if not isinstance(loaded, ReplayMemory):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}, not a ReplayMemory saved by save_replay_buffer()")
+    if (loaded.spaces, loaded.action_space) != (mine.spaces, mine.action_space):
+        raise ValueError(
+            f"The memory's spaces {loaded.spaces}, {loaded.action_space} are not the model's {mine.spaces}, "
+            f"{mine.action_space}"
+        )
+    if loaded.n_envs != mine.n_envs:
+        raise ValueError(
+            f"The memory was saved with {loaded.n_envs} environments, the model has {mine.n_envs}: "
+            "use as many, or continue without the memory"
+        )

@@ -2,7 +2,6 @@
 
 import io
 import pathlib
-import warnings
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -23,10 +22,20 @@ from sb3_m3po.buffers import (
     HybridRolloutBuffer,
     Observations,
     ReplayMemory,
-    as_dict,
+    copied,
     original_observations,
+    put,
 )
-from sb3_m3po.checks import check_classes, check_finite, check_numbers, check_observation_space, initial_ent_coef
+from sb3_m3po.checks import (
+    check_classes,
+    check_memory,
+    check_numbers,
+    check_spaces,
+    check_statistics,
+    check_step,
+    initial_ent_coef,
+    warn_of_reward_normalisation,
+)
 from sb3_m3po.learner import Learner
 from sb3_m3po.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PlanningSwitch, WorldModelPolicy
 
@@ -62,6 +71,7 @@ class M3PO(OnPolicyAlgorithm):
     :param planner_kwargs: ``n_samples, horizon, n_iterations, n_effective, min_std`` of the planner,
         see :class:`~sb3_m3po.planner.PlannerConfig`
     :param max_grad_norm: The maximum value for the gradient clipping
+    :param use_sde: Not supported, must be False
     :param rollout_buffer_class: A subclass of HybridRolloutBuffer or its Dict twin; chosen automatically if ``None``
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
     :param stats_window_size: Window size for the rollout logging, in episodes
@@ -72,6 +82,7 @@ class M3PO(OnPolicyAlgorithm):
     :param seed: Seed for the pseudo random generators
     :param device: Device (cpu, cuda, ...) on which the code should be run
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises ValueError: for an argument or a space that can't work; it names what was given and what to do
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -103,6 +114,7 @@ class M3PO(OnPolicyAlgorithm):
         plan_rollouts: bool = False,
         planner_kwargs: dict[str, Any] | None = None,
         max_grad_norm: float = 20.0,
+        use_sde: bool = False,
         rollout_buffer_class: type[HybridRolloutBuffer] | type[HybridDictRolloutBuffer] | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
@@ -115,7 +127,7 @@ class M3PO(OnPolicyAlgorithm):
     ):
         if env is not None:
             env = maybe_make_env(env, verbose)
-            check_observation_space(env.observation_space)
+            check_spaces(env.observation_space, env.action_space)
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]
@@ -126,7 +138,7 @@ class M3PO(OnPolicyAlgorithm):
             ent_coef=ent_coef,  # type: ignore[arg-type]
             vf_coef=1.0,
             max_grad_norm=max_grad_norm,
-            use_sde=False,
+            use_sde=use_sde,
             sde_sample_freq=-1,
             rollout_buffer_class=rollout_buffer_class,
             rollout_buffer_kwargs=rollout_buffer_kwargs,
@@ -154,6 +166,7 @@ class M3PO(OnPolicyAlgorithm):
         self._update_credits = 0.0
         # Whether a nonzero reward has set the return scale
         self._scale_is_known = False
+        self._warned_of_reward_normalisation = False
         if _init_setup_model:
             self._setup_model()
 
@@ -232,12 +245,9 @@ class M3PO(OnPolicyAlgorithm):
         if reset_num_timesteps or self._last_obs is None:
             # The environments are about to be reset
             self.rollout_buffer.memory.cut()
-        if self._vec_normalize_env is not None and self._vec_normalize_env.norm_reward:
-            warnings.warn(
-                "VecNormalize's reward normalisation has no effect on M3PO, which learns from the environment's own rewards "
-                "and scales them itself: pass norm_reward=False",
-                stacklevel=4,
-            )
+        if self._vec_normalize_env is not None:
+            check_statistics(self._vec_normalize_env)
+            self._warned_of_reward_normalisation |= warn_of_reward_normalisation(self)
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if self._vec_normalize_env is not None:
             self._last_original_obs = original_observations(self.env, self._vec_normalize_env)  # type: ignore[assignment]
@@ -253,6 +263,18 @@ class M3PO(OnPolicyAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfM3PO:
+        """
+        Learn, as :meth:`PPO.learn <stable_baselines3.ppo.PPO.learn>` does; the replay memory is kept between calls.
+
+        :param total_timesteps: Environment steps to collect at least, over all environments
+        :param callback: Callback(s) called at every step with the state of the algorithm
+        :param log_interval: Rollouts between two logs
+        :param tb_log_name: Name of the run for TensorBoard logging
+        :param reset_num_timesteps: Whether to count the steps (and the schedules) from zero
+        :param progress_bar: Display a progress bar using tqdm and rich
+        :return: The trained model
+        :raises ValueError: for NaN or infinite observations and rewards, and when training diverges
+        """
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def collect_rollouts(  # type: ignore[override]
@@ -339,20 +361,13 @@ class M3PO(OnPolicyAlgorithm):
     def _check_step(
         self, new_obs: Observations, rewards: np.ndarray | None, dones: np.ndarray, infos: list[dict[str, Any]]
     ) -> None:
-        """
-        :raises ValueError: for NaN or infinite observations (an episode's last one included) or rewards
-        """
+        """:raises ValueError: for NaN or infinite observations (an episode's last one included) or rewards"""
         if self._vec_normalize_env is not None:
             # Its statistics spread a bad number over all environments
             new_obs = self._vec_normalize_env.get_original_obs()  # type: ignore[assignment]
             rewards = None if rewards is None else self._vec_normalize_env.get_original_reward()
         try:
-            check_finite("observation", new_obs, self.num_timesteps)
-            if rewards is not None:
-                check_finite("reward", rewards, self.num_timesteps)
-            for i in np.flatnonzero(dones).tolist():
-                if (final := infos[i].get("terminal_observation")) is not None:
-                    check_finite("observation", {k: np.asarray([v]) for k, v in as_dict(final).items()}, self.num_timesteps, i)
+            check_step(new_obs, rewards, dones, infos, self.num_timesteps)
         except ValueError:
             # The environments went on: a continued training begins with a reset
             self._last_obs = None
@@ -378,14 +393,14 @@ class M3PO(OnPolicyAlgorithm):
         rollout_rewards = np.array(rewards, dtype=np.float32)
         ended = [i for i in np.flatnonzero(dones).tolist() if infos[i].get("terminal_observation") is not None]
         if ended:
-            next_obs = _copy(next_obs)
+            next_obs = copied(next_obs)
             for i in ended:
                 final = infos[i]["terminal_observation"]
                 if truncated[i]:
                     with th.no_grad():
                         value = self.policy.predict_values(self.policy.obs_to_tensor(final)[0])
                     rollout_rewards[i] += self.gamma * value.item()
-                _put(next_obs, i, final if vec_normalize is None else vec_normalize.unnormalize_obs(final))
+                put(next_obs, i, final if vec_normalize is None else vec_normalize.unnormalize_obs(final))
         self.rollout_buffer.store(obs, actions, rewards, next_obs, dones & ~truncated, truncated)
         self._update_credits += self.utd_ratio * self.n_envs
         return rollout_rewards
@@ -396,6 +411,9 @@ class M3PO(OnPolicyAlgorithm):
         """Spend the updates that are due, ``sync_interval`` at a time: sync, fit the world model, improve the policy."""
         self.policy.set_training_mode(True)
         self._update_learning_rates()
+        if not isinstance(self.ent_coef, str):
+            # Given, not learned: whatever a loaded model has learned
+            self.policy.log_ent_coef.data.fill_(np.log(max(self.ent_coef, 1e-30)))
         returns, values = self.rollout_buffer.returns.flatten(), self.rollout_buffer.values.flatten()
         self.logger.record("train/explained_variance", explained_variance(values, returns))
         ready = self.replay_buffer.size() >= min(self.learning_starts, self.replay_buffer.capacity * self.n_envs)
@@ -453,8 +471,8 @@ class M3PO(OnPolicyAlgorithm):
                 f"Training diverged: {key}={value} after {self._n_updates} updates. Lower learning_rate or utd_ratio; "
                 "the last saved checkpoint is unaffected"
             )
-        # One call of train() may cover several sync periods
-        self.logger.record_mean(key, value)
+        # One call of train() may cover several sync periods; of a coefficient the newest value tells more than their mean
+        (self.logger.record if key.endswith("_coef") else self.logger.record_mean)(key, value)
 
     # ----------------------------------------------------- planning and saving
 
@@ -462,6 +480,9 @@ class M3PO(OnPolicyAlgorithm):
         """
         Let the predictions that follow plan, or not: see :meth:`WorldModelPolicy.set_planning`.
 
+        :param samples: Action sequences per iteration; 0 or ``None`` switches planning off
+        :param iterations: Rounds of drawing
+        :param milliseconds: Iterate for so long, instead of ``iterations`` rounds
         :return: A context manager that restores what was before
         """
         return self.policy.set_planning(samples, iterations, milliseconds)
@@ -482,21 +503,11 @@ class M3PO(OnPolicyAlgorithm):
         :param truncate_last_traj: Whether the newest trajectories end where they were saved; if False, they continue
             with the next collected step
         :raises ValueError: if the file holds no memory of these spaces and this number of environments
+
+        The capacity is that of the loaded memory, not ``buffer_size``.
         """
         memory = load_from_pkl(path, self.verbose)
-        if not isinstance(memory, ReplayMemory):
-            raise ValueError(f"{path} holds a {type(memory).__name__}, not a ReplayMemory saved by save_replay_buffer()")
-        mine = self.rollout_buffer.memory
-        if (memory.spaces, memory.action_space) != (mine.spaces, mine.action_space):
-            raise ValueError(
-                f"The memory's spaces {memory.spaces}, {memory.action_space} are not the model's {mine.spaces}, "
-                f"{mine.action_space}"
-            )
-        if memory.n_envs != self.n_envs:
-            raise ValueError(
-                f"The memory was saved with {memory.n_envs} environments, the model has {self.n_envs}: "
-                "use as many, or continue without the memory"
-            )
+        check_memory(memory, self.replay_buffer, path)
         if truncate_last_traj:
             memory.cut()
         self.rollout_buffer.memory = memory
@@ -506,15 +517,3 @@ class M3PO(OnPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "policy.model_optimizer", "policy.coef_optimizer"], []
-
-
-def _copy(obs: Observations) -> Observations:
-    return {key: x.copy() for key, x in obs.items()} if isinstance(obs, dict) else obs.copy()
-
-
-def _put(obs: Observations, index: int, value: Any) -> None:
-    if isinstance(obs, dict):
-        for key, x in obs.items():
-            x[index] = value[key]
-    else:
-        obs[index] = value

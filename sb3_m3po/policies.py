@@ -140,6 +140,8 @@ class WorldModelPolicy(ActorCriticPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         if isinstance(self.net_arch, dict):
+            if unknown := set(self.net_arch) - {"pi", "vf"}:
+                raise ValueError(f"net_arch={self.net_arch} has {sorted(unknown)}: its keys are 'pi' and 'vf' (the critics)")
             self.sizes.pi_arch, self.sizes.critic_arch = self.net_arch.get("pi", []), self.net_arch.get("vf", [])
         else:
             self.sizes.pi_arch = self.sizes.critic_arch = list(self.net_arch)
@@ -385,13 +387,18 @@ class WorldModelPolicy(ActorCriticPolicy):
         With a budget of samples and iterations a deterministic prediction is a pure function of the observation and draws
         nothing from any global random generator. A budget of milliseconds depends on the machine and can't be pure.
 
-        :param samples: Action sequences per iteration; 0 or ``None`` switches planning off
+        :param samples: Action sequences per iteration; 0, ``None`` or ``False`` switches planning off, ``True`` means 64
         :param iterations: Rounds of drawing
         :param milliseconds: Iterate until so much time has passed since the plan began, instead of ``iterations`` rounds
         :return: A context manager that restores what was before
-        :raises ValueError: for a budget that is not positive
+        :raises ValueError: for a budget that is negative, or no time at all
         """
         before = (self._planning, self._planning_milliseconds)
+        samples = 64 if samples is True else samples
+        if (samples or 0) < 0 or iterations < 1:
+            raise ValueError(
+                f"samples={samples} must not be negative (0: no planning), and iterations={iterations} at least 1"
+            )
         if milliseconds is not None and milliseconds <= 0:
             raise ValueError(f"milliseconds={milliseconds} must be positive; set_planning(0) switches planning off")
         if not samples:
@@ -430,7 +437,9 @@ class WorldModelPolicy(ActorCriticPolicy):
 def _not_nan(x: th.Tensor) -> th.Tensor:
     """:raises ValueError: rather than to act on NaN; rl-zoo3 prunes a trial on it"""
     if x.isnan().any():
-        raise ValueError("The model's outputs are NaN: it has diverged, load an earlier checkpoint")
+        raise ValueError(
+            "The model's outputs are NaN: the observation holds NaN, or the model has diverged (load an earlier checkpoint)"
+        )
     return x
 
 

@@ -13,7 +13,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.save_util import save_to_pkl
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
-from sb3_m3po import M3PO, MlpPolicy
+from sb3_m3po import M3PO, HybridDictRolloutBuffer, HybridRolloutBuffer, MlpPolicy
 from tests.helpers import VECTOR, BrokenEnv, RandomEnv, assert_same_tensors, randoms, tiny_model, tiny_policy_kwargs
 
 BOX_ACTION = spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -27,21 +27,28 @@ BOX_ACTION = spaces.Box(-1.0, 1.0, (2,), np.float32)
     [
         (spaces.Tuple((VECTOR, VECTOR)), "Tuple.*not supported.*Dict"),
         (spaces.Text(5), "Text.*not supported"),
-        (spaces.Dict({"say": spaces.Text(5)}), "Text under key 'say'.*not supported"),
-        (spaces.Dict({"inner": spaces.Tuple((VECTOR,))}), "Tuple under key 'inner'.*not supported"),
-        (spaces.Dict({"inner": spaces.Dict({"vector": VECTOR})}), "[Nn]ested"),
+        (spaces.Dict({"say": spaces.Text(5)}), "Text.*under key 'say'.*not supported"),
+        (spaces.Dict({"inner": spaces.Tuple((VECTOR,))}), "Tuple.*under key 'inner'.*not supported"),
+        (spaces.Dict({"inner": spaces.Dict({"vector": VECTOR})}), "under key 'inner'.*nested Dicts must be flattened"),
+        (spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])), "(?s)MultiDiscrete.*flatten its `nvec`"),
+        (spaces.Discrete(3, start=1), "Discrete.*subtract `start`"),
+        (spaces.Dict({"n": spaces.MultiDiscrete([2, 3], start=[0, 1])}), "under key 'n'.*subtract `start`"),
+        (spaces.Box(-1.0, 1.0, ()), r"Box.*shape of \(1,\)"),
     ],
-    ids=["tuple", "text", "text in dict", "tuple in dict", "nested dict"],
+    ids=[
+        *("tuple", "text", "text in dict", "tuple in dict", "nested dict", "matrix of numbers", "discrete from 1"),
+        *("numbers from 1 in dict", "scalar"),
+    ],
 )
 def test_observation_spaces(space: spaces.Space, message: str) -> None:
-    with pytest.raises((ValueError, NotImplementedError), match=message):
-        tiny_model(RandomEnv(space), "MultiInputPolicy")
+    with pytest.raises(ValueError, match=message):
+        tiny_model(RandomEnv(space), "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy")
 
 
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        (spaces.Box(-np.inf, np.inf, (2,), np.float32), "finite lower and upper bound"),
+        (spaces.Box(-np.inf, np.inf, (2,), np.float32), "Box.*finite lower and upper bound.*RescaleAction"),
         (spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, np.inf]), dtype=np.float64), "finite lower and upper bound"),
         (spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])), r"(?s)[Mm]ulti-dimensional MultiDiscrete.*\[2 3\].*flatten"),
         (spaces.MultiBinary([2, 3]), r"[Mm]ulti-dimensional MultiBinary.*flatten"),
@@ -70,8 +77,25 @@ def test_use_sde_as_a_policy_argument() -> None:
 
 
 def test_use_sde_as_an_argument() -> None:
-    with pytest.raises((TypeError, ValueError), match="use_sde"):
-        M3PO("MlpPolicy", randoms(action_space=BOX_ACTION), use_sde=True)  # type: ignore[call-arg]
+    tiny_model(randoms(action_space=BOX_ACTION), use_sde=False)
+    with pytest.raises(ValueError, match=r"State-Dependent Exploration.*use_sde=False"):
+        M3PO("MlpPolicy", randoms(action_space=BOX_ACTION), use_sde=True)
+
+
+def test_dict_policy_without_dict_observations() -> None:
+    with pytest.raises(ValueError, match=r"MultiInputPolicy needs a Dict observation space, not Box.*'MlpPolicy'"):
+        tiny_model(randoms(), "MultiInputPolicy")
+
+
+@pytest.mark.parametrize("name", ["gamma", "planner_kwargs"])
+def test_arguments_in_the_wrong_place(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"policy_kwargs hold \['{name}'\]: pass them to M3PO itself"):
+        tiny_model(randoms(), policy_kwargs={name: None})
+
+
+def test_net_arch_of_another_algorithm() -> None:
+    with pytest.raises(ValueError, match=r"\['qf'\]: its keys are 'pi' and 'vf'"):
+        tiny_model(randoms(), policy_kwargs=tiny_policy_kwargs(net_arch=dict(pi=[16], qf=[16])))
 
 
 def test_separate_features_extractors() -> None:
@@ -79,10 +103,18 @@ def test_separate_features_extractors() -> None:
         tiny_model(randoms(), policy_kwargs=tiny_policy_kwargs(share_features_extractor=False))
 
 
-@pytest.mark.parametrize("buffer", [RolloutBuffer, DictRolloutBuffer])
-def test_vanilla_rollout_buffer(buffer: Any) -> None:
-    with pytest.raises(ValueError, match=f"{buffer.__name__} has no replay memory.*HybridRolloutBuffer"):
+@pytest.mark.parametrize("buffer", [RolloutBuffer, DictRolloutBuffer, HybridDictRolloutBuffer, "RolloutBuffer"])
+def test_rollout_buffer_of_another_kind(buffer: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"RolloutBuffer'? is no HybridRolloutBuffer, the buffer with a replay memory for Box"
+    ):
         tiny_model(randoms(), rollout_buffer_class=buffer)
+
+
+def test_rollout_buffer_without_dicts() -> None:
+    env = RandomEnv(spaces.Dict({"vector": VECTOR}))
+    with pytest.raises(ValueError, match=r"HybridRolloutBuffer is no HybridDictRolloutBuffer.*Dict observations"):
+        tiny_model(env, "MultiInputPolicy", rollout_buffer_class=HybridRolloutBuffer)
 
 
 @pytest.mark.parametrize("policy", [ActorCriticPolicy, object])
@@ -107,7 +139,7 @@ def test_frames_stacked_around_vec_normalize() -> None:
     # The raw frames are not stacked: what was seen can't be had without normalisation
     env = VecFrameStack(VecNormalize(randoms(), norm_reward=False), 2)
     with pytest.raises(ValueError, match=r"VecNormalize\(VecFrameStack"):
-        tiny_model(env).learn(16)
+        tiny_model(env)
 
 
 # ---------------------------------------------------------------- arguments
@@ -143,6 +175,15 @@ WRONG: list[tuple[str, Any]] = [
     ("ent_coef", "auto_-1"),
     ("batch_size", 2.5),
     ("horizon", 2.5),
+    ("horizon", 3.0),
+    ("n_steps", 16.0),
+    ("buffer_size", 1e4),
+    ("batch_size", float("inf")),
+    ("batch_size", None),
+    ("utd_ratio", float("inf")),
+    ("utd_ratio", "much"),
+    ("gamma", None),
+    ("target_kl", "small"),
 ]
 
 
@@ -250,7 +291,7 @@ def test_bad_number_of_a_dict_names_the_environment() -> None:
                 obs["vector"][0] = np.inf
             return obs, *rest
 
-    with pytest.raises(ValueError, match=r"Environment \[0\].*observation at step 2"):
+    with pytest.raises(ValueError, match=r"Environment \[0\].*observation under key 'vector' at step 2"):
         tiny_model(Env(), "MultiInputPolicy").learn(16)
 
 
@@ -275,6 +316,15 @@ def test_training_goes_on_after_a_bad_number(reset_num_timesteps: bool) -> None:
     model.learn(32, reset_num_timesteps=reset_num_timesteps)
     assert model.replay_buffer.size() >= 48
     assert np.isfinite(model.replay_buffer.observations[""]).all()
+
+
+def test_spoiled_statistics_are_named() -> None:
+    env = VecNormalize(DummyVecEnv([lambda: BrokenEnv(at=19)]), norm_reward=False)
+    model = tiny_model(env)
+    with pytest.raises(ValueError, match="NaN or infinite observation"):
+        model.learn(64)
+    with pytest.raises(ValueError, match="VecNormalize's statistics hold NaN"):
+        model.learn(32)
 
 
 # ------------------------------------------------------------------ diverged

@@ -258,6 +258,10 @@ def test_return_scale_is_at_least_a_twentieth_of_the_largest_reward() -> None:
     assert memory.return_scale(0.0) == pytest.approx(5.0)
 
 
+def test_return_scale_without_discount_counts_1000_steps() -> None:
+    assert rewards_only([1.0] * 50, ends=True).return_scale(1.0) == pytest.approx(100.0)
+
+
 # ------------------------------------------------------------------- pickle
 
 

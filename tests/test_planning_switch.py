@@ -154,9 +154,9 @@ def test_milliseconds_end_with_their_context(box_model: M3PO) -> None:
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        (dict(samples=-4), "n_samples.*-4"),
+        (dict(samples=-4), "samples=-4 must not be negative"),
         (dict(samples=2.5), "n_samples.*2.5"),
-        (dict(iterations=0), "n_iterations.*0"),
+        (dict(iterations=0), "iterations=0 at least 1"),
         (dict(milliseconds=0), "milliseconds=0 must be positive"),
         (dict(milliseconds=-1.0), "milliseconds=-1.0 must be positive"),
     ],
@@ -167,6 +167,13 @@ def test_wrong_budgets(box_model: M3PO, budget: dict[str, Any], message: str) ->
     with pytest.raises(ValueError, match=message):
         box_model.set_planning(**budget)
     assert np.array_equal(plain, best(box_model)), "a wrong budget switches nothing"
+
+
+def test_true_is_the_default_budget(box_model: M3PO) -> None:
+    with box_model.set_planning():
+        planned = best(box_model)
+    with box_model.set_planning(True):
+        assert np.array_equal(planned, best(box_model))
 
 
 def test_planning_of_an_untrained_model_is_harmless() -> None:
