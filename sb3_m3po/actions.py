@@ -32,6 +32,7 @@ class GaussianActions(nn.Module):
 
     :param space: Bounded Box
     :param log_std_init: Logarithm of the initial standard deviation before the squashing
+    :raises ValueError: if ``log_std_init`` lies outside of ``log_std_bounds``
     """
 
     enumerable: ClassVar[bool] = False
@@ -53,8 +54,8 @@ class GaussianActions(nn.Module):
 
     def parameters_from(self, output: th.Tensor) -> th.Tensor:
         """
-        :param output: The policy network's last layer
-        :return: Mean and bounded log-std, concatenated
+        :param output: The policy network's last layer, shape ``(..., params_dim)``
+        :return: Mean and bounded log-std (the form of TD-MPC2's code), concatenated, shape ``(..., params_dim)``
         """
         low, high = self.log_std_bounds
         mean, raw = output.chunk(2, -1)
@@ -63,7 +64,7 @@ class GaussianActions(nn.Module):
 
     def to_input(self, actions: th.Tensor) -> th.Tensor:
         """
-        :param actions: Scaled actions, shape ``(batch, *space.shape)``
+        :param actions: Actions scaled to [-1, 1], shape ``(batch, *space.shape)``
         :return: Model inputs, shape ``(batch, input_dim)``
         """
         return actions.reshape(-1, self.input_dim).float()
@@ -87,26 +88,34 @@ class GaussianActions(nn.Module):
 
     def noise(self, shape: tuple[int, ...], generator: th.Generator | None = None) -> th.Tensor:
         """
+        :param shape: Leading dimensions
+        :param generator: Random generator on the CPU; ``None`` for torch's own
         :return: Standard normal noise, shape ``(*shape, noise_dim)``, on the CPU
         """
         return th.randn(*shape, self.noise_dim, generator=generator)
 
     def noise_from_normal(self, normal: th.Tensor) -> th.Tensor:
         """
-        :return: Noise as :meth:`sample` takes it, out of standard normal noise
+        :param normal: Standard normal noise, shape ``(..., noise_dim)``
+        :return: Noise as :meth:`sample` takes it, here the same
         """
         return normal
 
     def sample(self, params: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
-        :return: Reparameterised model inputs and their log-probability after the squashing
+        :param params: Mean and log-std, shape ``(..., params_dim)``
+        :param noise: From :meth:`noise`, shape ``(..., noise_dim)``
+        :return: Reparameterised model inputs ``(..., input_dim)`` and their log-probability after the squashing ``(...)``
+            (SAC, arXiv 1812.05905, appendix C)
         """
         a, u = self.draw(params, noise)
         return a, gaussian_log_prob(u, *params.chunk(2, -1)) - log_det_tanh(u)
 
     def draw(self, params: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
-        :return: Model inputs, and the same before the squashing, where a plan is a Gaussian
+        :param params: Mean and log-std, shape ``(..., params_dim)``
+        :param noise: From :meth:`noise`, shape ``(..., noise_dim)``
+        :return: Model inputs, and the same before the squashing, where a plan is a Gaussian; both ``(..., input_dim)``
         """
         mean, log_std = params.chunk(2, -1)
         u = mean + th.exp(log_std) * noise
@@ -114,20 +123,23 @@ class GaussianActions(nn.Module):
 
     def mode(self, params: th.Tensor) -> th.Tensor:
         """
-        :param params: Or the output of the policy network's last layer: the mode needs no more
-        :return: Model input of the squashed mean
+        :param params: Or the output of the policy network's last layer: the mode needs no more. Shape ``(..., params_dim)``
+        :return: Model input of the squashed mean, shape ``(..., input_dim)``
         """
         return th.tanh(params.chunk(2, -1)[0])
 
     def kl(self, p: th.Tensor, q: th.Tensor) -> th.Tensor:
         """
-        :return: ``KL(p || q)`` in nats, before the squashing (which does not change it)
+        :param p: Parameters, shape ``(..., params_dim)``
+        :param q: Likewise
+        :return: ``KL(p || q)`` in nats, before the squashing (which does not change it), shape ``(...)``
         """
         return gaussian_kl(*p.chunk(2, -1), *q.chunk(2, -1))
 
     def widen(self, params: th.Tensor) -> th.Tensor:
         """
-        :return: Parameters with the same mean and a standard deviation of at least 0.5
+        :param params: Mean and log-std, shape ``(..., params_dim)``
+        :return: Parameters with the same mean and a standard deviation of at least 0.5 before the squashing, same shape
         """
         mean, log_std = params.chunk(2, -1)
         return th.cat([mean, log_std.clamp_min(math.log(0.5))], -1)
@@ -137,12 +149,17 @@ class SquashedGaussian(SquashedDiagGaussianDistribution):
     """SB3's squashed Gaussian with the entropy that it lacks; actions outside [-1, 1] count as saturated, not as NaN."""
 
     def log_prob(self, actions: th.Tensor, gaussian_actions: th.Tensor | None = None) -> th.Tensor:
-        """:return: Log-probability of squashed actions, shape ``(batch,)``"""
+        """
+        :param actions: Squashed actions, shape ``(batch, action_dim)``
+        :param gaussian_actions: The same before the squashing; computed if not given
+        :return: Log-probability of squashed actions, shape ``(batch,)``
+        """
         return super().log_prob(actions.clamp(-1, 1), gaussian_actions)
 
     def entropy(self) -> th.Tensor:
         """
-        :return: Entropy in nats, shape ``(batch,)``: the Gaussian's, and ``E log(1 - tanh(u)^2)`` by Gauss-Hermite quadrature
+        :return: Entropy in nats, shape ``(batch,)``: the Gaussian's, and ``E log(1 - tanh(u)^2)`` (the change of variables of
+            SAC, arXiv 1812.05905, appendix C) by Gauss-Hermite quadrature
         """
         normal = self.distribution
         nodes, weights = (th.as_tensor(x, dtype=normal.mean.dtype) for x in np.polynomial.hermite_e.hermegauss(32))
@@ -200,8 +217,8 @@ class CategoricalActions(nn.Module):
 
     def parameters_from(self, output: th.Tensor) -> th.Tensor:
         """
-        :param output: The policy network's last layer
-        :return: Normalised log-probabilities, impossible padding included
+        :param output: The policy network's last layer, shape ``(..., params_dim)``
+        :return: Normalised log-probabilities, impossible padding included, shape ``(..., params_dim)``
         """
         logits = output.unflatten(-1, (self.n_factors, self.width)) + self.penalty
         return F.log_softmax(logits, -1).flatten(-2)
@@ -225,25 +242,32 @@ class CategoricalActions(nn.Module):
         """
         An action that is held for a few steps gets somewhere: Acrobot's goal is found.
 
+        :param terminates: Not read
         :return: For :class:`PersistentNoise`
         """
         return (0.8,)
 
     def noise(self, shape: tuple[int, ...], generator: th.Generator | None = None) -> th.Tensor:
         """
+        :param shape: Leading dimensions
+        :param generator: Random generator on the CPU; ``None`` for torch's own
         :return: Gumbel noise, shape ``(*shape, noise_dim)``, on the CPU
         """
         return _gumbel(th.rand(*shape, self.noise_dim, generator=generator))
 
     def noise_from_normal(self, normal: th.Tensor) -> th.Tensor:
         """
-        :return: Noise as :meth:`sample` takes it, out of standard normal noise
+        :param normal: Standard normal noise, shape ``(..., noise_dim)``
+        :return: Noise as :meth:`sample` takes it: Gumbel noise of the same quantiles, same shape
         """
         return _gumbel(th.special.ndtr(normal))
 
     def sample(self, params: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
-        :return: One-hots with the straight-through gradient of Gumbel-softmax (arXiv 1611.01144), their log-probability
+        :param params: Log-probabilities, shape ``(..., params_dim)``
+        :param noise: From :meth:`noise`, shape ``(..., noise_dim)``
+        :return: One-hots ``(..., input_dim)`` with the straight-through gradient of Gumbel-softmax (arXiv 1611.01144), their
+            log-probability ``(...)``
         """
         log_probs = params.unflatten(-1, (self.n_factors, self.width))
         perturbed = log_probs + noise.unflatten(-1, (self.n_factors, self.width))
@@ -256,45 +280,54 @@ class CategoricalActions(nn.Module):
 
     def draw(self, params: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
-        :return: One-hots, twice: nothing is squashed here
+        :param params: Log-probabilities, shape ``(..., params_dim)``
+        :param noise: From :meth:`noise`, shape ``(..., noise_dim)``
+        :return: One-hots, shape ``(..., input_dim)``, twice: nothing is squashed here
         """
         one_hot = self.sample(params, noise)[0]
         return one_hot, one_hot
 
     def mode(self, params: th.Tensor) -> th.Tensor:
         """
-        :param params: Or the output of the policy network's last layer: the mode needs no more
-        :return: One-hots of the most probable action
+        :param params: Or the output of the policy network's last layer: the mode needs no more. Shape ``(..., params_dim)``
+        :return: One-hots of the most probable action, shape ``(..., input_dim)``
         """
         return self._one_hot((params.unflatten(-1, (self.n_factors, self.width)) + self.penalty).argmax(-1))
 
     def log_prob(self, params: th.Tensor, inputs: th.Tensor) -> th.Tensor:
         """
-        :return: Log-probability of one-hot model inputs
+        :param params: Log-probabilities, shape ``(..., params_dim)``
+        :param inputs: One-hots, shape ``(..., input_dim)``
+        :return: Log-probability of one-hot model inputs, shape ``(...)``
         """
         return (params * inputs).sum(-1)
 
     def joint_log_prob(self, params: th.Tensor) -> th.Tensor:
         """
+        :param params: Log-probabilities, shape ``(..., params_dim)``
         :return: Log-probability of every joint action of an enumerable space, shape ``(..., n_joint)``
         """
         return params @ self.joint_inputs.T
 
     def entropy(self, params: th.Tensor) -> th.Tensor:
         """
-        :return: Entropy in nats, summed over the factors
+        :param params: Log-probabilities, shape ``(..., params_dim)``
+        :return: Entropy in nats, summed over the factors, shape ``(...)``
         """
         return -(params.exp() * params).sum(-1)
 
     def kl(self, p: th.Tensor, q: th.Tensor) -> th.Tensor:
         """
-        :return: ``KL(p || q)`` in nats, summed over the factors
+        :param p: Log-probabilities, shape ``(..., params_dim)``
+        :param q: Likewise
+        :return: ``KL(p || q)`` in nats, summed over the factors, shape ``(...)``
         """
         return (p.exp() * (p - q)).sum(-1)
 
     def widen(self, params: th.Tensor) -> th.Tensor:
         """
-        :return: The even mixture with the uniform distribution
+        :param params: Log-probabilities, shape ``(..., params_dim)``
+        :return: The even mixture with the uniform distribution, factor by factor, same shape
         """
         mixture = 0.5 * params.exp() + 0.5 * self.uniform.flatten()
         return th.log(mixture.clamp_min(1e-30)) + self.penalty.flatten()
@@ -328,6 +361,7 @@ class PersistentNoise:
         :param starts: Which environments begin an episode, shape ``(n_envs,)``
         :param persistence: Values of ``rho``, in [0, 1): the episodes of an environment take them in turn, the first
             environment from the first on, the second from the second on, ...
+        :param generator: Random generator on the CPU; ``None`` for torch's own
         :return: Shape ``(n_envs, dim)``, on the CPU
         """
         fresh = th.randn(len(starts), self.dim, generator=generator)
@@ -347,7 +381,7 @@ def make_action_codec(space: spaces.Space, log_std_init: float = 0.0) -> ActionC
     :param space: Action space
     :param log_std_init: See :class:`GaussianActions`
     :return: The codec of this space
-    :raises ValueError: if the space is not supported
+    :raises ValueError: if the space is not supported, or ``log_std_init`` out of bounds for a Box
     """
     if isinstance(space, spaces.Box):
         return GaussianActions(space, log_std_init)

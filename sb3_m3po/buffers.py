@@ -26,7 +26,7 @@ class SequenceBatch(NamedTuple):
 
     :param states: Ids of ``length + 1`` observations, for :meth:`ReplayMemory.observations_at`; the one behind an
         episode's end is its real last observation. Shape ``(length + 1, batch)``
-    :param actions: Shape ``(length, batch, action_dim)``
+    :param actions: In the rollout's form, shape ``(length, batch, action_dim)``
     :param rewards: In reward units, shape ``(length, batch)``
     :param terminated: 0 or 1, shape ``(length, batch)``
     :param truncated: Likewise; 1 too where the memory knows no further
@@ -115,10 +115,10 @@ class ReplayMemory:
         """
         Add one step of every environment.
 
-        :param obs: What the action was chosen on
+        :param obs: What the action was chosen on, shape ``(n_envs, ...)``, by key for a Dict space
         :param action: In the rollout's form, shape ``(n_envs, action_dim)``
-        :param reward: The environments' own, shape ``(n_envs,)``
-        :param next_obs: The real next observation, also where an episode ended
+        :param reward: In reward units, the environments' own, shape ``(n_envs,)``
+        :param next_obs: The real next observation, also where an episode ended; as ``obs``
         :param terminated: Shape ``(n_envs,)``
         :param truncated: Shape ``(n_envs,)``
         """
@@ -183,7 +183,7 @@ class ReplayMemory:
         :param batch_size: Number of sequences
         :param length: Transitions in each
         :param rng: Random generator
-        :return: The sequences
+        :return: The sequences, ``batch_size`` of them
         :raises ValueError: if the memory is empty
         """
         if self.n_steps == 0:
@@ -211,7 +211,7 @@ class ReplayMemory:
         """
         :param states: Ids from :meth:`sample`, shape ``(batch,)``
         :param vec_normalize: Normalises the observations, if given
-        :return: Observations, shape ``(batch, ...)``
+        :return: Observations, shape ``(batch, ...)``, by key for a Dict space
         """
         in_pool = states >= self.slots * self.n_envs
         slot, env = np.divmod(np.where(in_pool, 0, states), self.n_envs)
@@ -292,7 +292,10 @@ def _storage_dtype(space: spaces.Space) -> np.dtype:
 
 
 def as_dict(obs: Observations) -> dict[str, np.ndarray]:
-    """:return: Observations by key, ``PLAIN`` for those of a space that is no Dict"""
+    """
+    :param obs: Observations
+    :return: Observations by key, ``PLAIN`` for those of a space that is no Dict
+    """
     return obs if isinstance(obs, dict) else {PLAIN: obs}
 
 
@@ -301,6 +304,8 @@ def original_observations(env: Any, vec_normalize: VecNormalize) -> Observations
     What VecNormalize normalised last, in the form that the policy sees.
 
     :param env: The outermost wrapper; SB3 itself puts VecTransposeImage around VecNormalize
+    :param vec_normalize: ``env`` itself, or a wrapper below it
+    :return: Unnormalised observations, shape ``(n_envs, ...)``, by key for a Dict space
     :raises ValueError: if a wrapper around VecNormalize changes observations in a way that can't be repeated
     """
     obs: Any = vec_normalize.get_original_obs()
@@ -312,7 +317,7 @@ def original_observations(env: Any, vec_normalize: VecNormalize) -> Observations
 def transposers_above(env: Any, vec_normalize: VecNormalize) -> list[VecTransposeImage]:
     """
     :param env: The outermost wrapper
-    :param vec_normalize: A wrapper below it
+    :param vec_normalize: ``env`` itself, or a wrapper below it
     :return: What changes observations between the two, the innermost first
     :raises ValueError: if a wrapper changes them in a way that can't be repeated
     """
@@ -329,7 +334,7 @@ def transposers_above(env: Any, vec_normalize: VecNormalize) -> list[VecTranspos
 
 def copied(obs: Observations) -> Observations:
     """
-    :param obs: Of all environments
+    :param obs: Of all environments, shape ``(n_envs, ...)``
     :return: The same in memory of its own
     """
     return {key: x.copy() for key, x in obs.items()} if isinstance(obs, dict) else obs.copy()
@@ -337,9 +342,9 @@ def copied(obs: Observations) -> Observations:
 
 def put(obs: Observations, index: int, value: Any) -> None:
     """
-    :param obs: Of all environments; one of them is overwritten
+    :param obs: Of all environments, shape ``(n_envs, ...)``; one of them is overwritten
     :param index: Which
-    :param value: Its observation
+    :param value: Its observation, without the first dimension; by key for a Dict space
     """
     if isinstance(obs, dict):
         for key, x in obs.items():
@@ -378,7 +383,11 @@ class _HybridMixin:
         self.memory = ReplayMemory(memory_size, observation_space, action_space, n_envs)
 
     def store(self, *transition: Any) -> None:
-        """Add one step of every environment to the replay memory, see :meth:`ReplayMemory.add`."""
+        """
+        Add one step of every environment to the replay memory.
+
+        :param transition: The arguments of :meth:`ReplayMemory.add`, in their order
+        """
         self.memory.add(*transition)
 
 

@@ -57,7 +57,10 @@ class Frozen(NamedTuple):
     anchor: th.Tensor
 
     def rows(self, states: np.ndarray) -> th.Tensor:
-        """:return: Where evaluated observations stand, same shape"""
+        """
+        :param states: Ids of evaluated observations, any shape
+        :return: Where they stand in ``z``, ``value`` and ``anchor``, same shape
+        """
         return th.as_tensor(np.searchsorted(self.states, states), device=self.z.device)
 
 
@@ -66,6 +69,7 @@ class Sequences:
     A :class:`~sb3_m3po.buffers.SequenceBatch` as tensors: model inputs for actions, scaled units for rewards.
 
     :param batch: From the memory; its ``states`` stay an array, shape ``(length + 1, batch)``
+    :param policy: Has the return scale, the action codec and the device
     """
 
     def __init__(self, batch: SequenceBatch, policy: WorldModelPolicy):
@@ -80,7 +84,17 @@ class Sequences:
 
 
 class Prepared(NamedTuple):
-    """What the updates of phase B read, one row per sample; ``chosen`` is the joint action's index, if enumerable."""
+    """
+    What the updates of phase B read, one row per sample.
+
+    :param z: ``h(o)``, shape ``(n, latent_dim)``
+    :param f: Features of the step taken, shape ``(n, trunk_dim)``; ``z`` where nothing reads them
+    :param target: ``y`` in scaled units, shape ``(n,)``; NaN until computed
+    :param anchor: Parameters of ``pi_bar``, shape ``(n, params_dim)``
+    :param gap: ``|Q_mf - Q_mb|`` in scaled units, shape ``(n,)``; read for the bonus only
+    :param noise: For the policy's sample, shape ``(n, noise_dim)``; ``z`` for enumerable actions
+    :param chosen: The joint action's index, shape ``(n,)``, if enumerable; else ``z``
+    """
 
     z: th.Tensor
     f: th.Tensor
@@ -91,7 +105,10 @@ class Prepared(NamedTuple):
     chosen: th.Tensor
 
     def rows(self, rows: slice) -> "Prepared":
-        """:return: Some of the samples"""
+        """
+        :param rows: Which samples
+        :return: Some of the samples
+        """
         return Prepared(*(x[rows] for x in self))
 
 
@@ -105,6 +122,12 @@ class Learner:
     :param vec_normalize: Normalises observations out of the memory, if given
     :param rng: Draws from the memory
     :param generator: Draws actions
+    :param batch_size: Samples per update
+    :param horizon: Steps that the world model is unrolled
+    :param n_step_returns: Rewards summed in the critics' target before they bootstrap
+    :param gamma: Discount factor
+    :param max_grad_norm: Bound of the gradient's norm
+    :param target_kl: Trust region, in nats per state; ``None`` for none
     :param learn_ent_coef: Whether the temperature is learned
     :param bonus_coef: Today's weight of the discrepancy bonus
     """
@@ -126,7 +149,8 @@ class Learner:
     def run(self, n_updates: int) -> dict[str, float]:
         """
         :param n_updates: Updates of each phase
-        :return: Mean of every logged quantity, by its logged name
+        :return: Mean of every logged quantity, by its logged name; the coefficients as they are at the end
+        :raises ValueError: if the memory is empty
         """
         model_batch, value_steps, policy_batch, frozen = self.draw(n_updates)
         return {**self.fit_world_model(model_batch, value_steps, frozen), **self.improve_policy(policy_batch, frozen)}
@@ -141,6 +165,7 @@ class Learner:
         :param n_updates: Updates of each phase
         :return: Sequences of phase A; the step of them whose model-based value each update fits, shape ``(n_updates,)``;
             sequences of phase B; what the frozen copies say of the observations that need it
+        :raises ValueError: if the memory is empty
         """
         n = n_updates * self.batch_size
         model_batch = Sequences(self.memory.sample(n, self.horizon, self.rng), self.policy)
@@ -212,7 +237,10 @@ class Learner:
         """
         Phase A: train encoder, dynamics, outcome heads and the model-based value.
 
-        :return: Means of what is logged
+        :param batch: ``n_updates * batch_size`` sequences of ``horizon`` steps
+        :param value_steps: The step whose value each update fits, from 0 to the horizon, shape ``(n_updates,)``
+        :param frozen: What the frozen copies say of them, from :meth:`draw`
+        :return: Means of what is logged, by ``world_model/name``
         """
         policy, bins, means = self.policy, self.policy.world_model.bins, Means()
         learned = policy.model_optimizer.param_groups[0]["params"]
@@ -243,7 +271,9 @@ class Learner:
         """
         Phase B: one critic and policy update per credit, on the encoder as it now is.
 
-        :return: Means of what is logged
+        :param batch: ``n_updates * batch_size`` sequences of ``n_step_returns`` steps
+        :param frozen: What the frozen copies say of them, from :meth:`draw`
+        :return: Means of what is logged, by ``train/name`` and ``exploration/name``; the coefficients as they are at the end
         """
         policy, means, bonus_means = self.policy, Means(), Means()
         learned = policy.optimizer.param_groups[0]["params"]
@@ -379,14 +409,21 @@ class Means:
         self._count = 0
 
     def add(self, **values: th.Tensor) -> None:
-        """Add one update's values."""
+        """
+        Add one update's values.
+
+        :param values: Tensors of one element, by name
+        """
         self._count += 1
         for name, value in values.items():
             value = value.detach()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def read(self, prefix: str) -> dict[str, float]:
-        """:return: Means by ``prefix/name``"""
+        """
+        :param prefix: Of the logged names
+        :return: Means by ``prefix/name``
+        """
         return {f"{prefix}/{name}": (value / self._count).item() for name, value in self._sums.items()}
 
 

@@ -22,10 +22,11 @@ MEAN_PENALTY = 1e-4
 
 def alive_mask(terminated: th.Tensor, truncated: th.Tensor) -> th.Tensor:
     """
-    ``m_0 = 1; m_{t+1} = m_t (1 - terminated_t)(1 - truncated_t)``.
+    ``m_0 = 1; m_{t+1} = m_t (1 - terminated_t)(1 - truncated_t)``: what an episode's end leaves of a sequence.
 
-    :param terminated: 0 or 1, shape ``(length, batch)``; ``truncated`` likewise
-    :return: Shape ``(length + 1, batch)``
+    :param terminated: 0 or 1, shape ``(length, batch)``
+    :param truncated: 0 or 1, shape ``(length, batch)``
+    :return: ``m``, 0 or 1, shape ``(length + 1, batch)``
     """
     going_on = th.cumprod((1 - terminated) * (1 - truncated), dim=0)
     return th.cat([th.ones_like(going_on[:1]), going_on])
@@ -33,11 +34,11 @@ def alive_mask(terminated: th.Tensor, truncated: th.Tensor) -> th.Tensor:
 
 class ModelTargets(NamedTuple):
     """
-    Targets of the world model, computed from the frozen copies.
+    Targets of the world model, computed from the frozen copies; rewards and values in scaled units.
 
     :param next_z: ``h_bar(o_{t+1})``, shape ``(horizon, batch, latent_dim)``
     :param rewards: Two-hot of ``r_t / s``, shape ``(horizon, batch, n_bins)``
-    :param terminated: Shape ``(horizon, batch)``
+    :param terminated: 0 or 1, shape ``(horizon, batch)``
     :param alive: ``m_t``, shape ``(horizon + 1, batch)``
     :param values: Two-hot of ``v_t`` at ``value_step``, shape ``(batch, n_bins)``
     :param value_step: The step ``t`` whose value is fitted, from 0 to the horizon
@@ -63,9 +64,11 @@ def world_model_loss(
     ``10 mean_i max(0, 0.05 - std_i(z_0))`` over the batch: as long as nothing is known of the rewards, a constant latent
     would be the most consistent one (VICReg, arXiv 2105.04906).
 
+    :param model: What learns
     :param z: ``h(o_0)`` with gradient, shape ``(batch, latent_dim)``
     :param actions: Model inputs, shape ``(horizon, batch, input_dim)``
-    :return: The loss, and its unweighted parts
+    :param targets: What the unrolled model is compared with
+    :return: The loss; by name, without gradient, the loss and its unweighted parts. All of shape ``()``
     """
     latents, rewards, terminations = [z], [], []
     for a in actions:
@@ -95,9 +98,9 @@ class NStep(NamedTuple):
     """
     A multi-step return without its bootstrap.
 
-    :param rewards: ``sum_{k<j} gamma^k r_k``, shape ``(batch,)``
-    :param steps: ``j``, the rewards really summed: the index of the observation to bootstrap from
-    :param discount: ``gamma^j``, and 0 after a termination
+    :param rewards: ``sum_{k<j} gamma^k r_k``, in the unit of the rewards, shape ``(batch,)``
+    :param steps: ``j``, the rewards really summed: the index of the observation to bootstrap from, shape ``(batch,)``
+    :param discount: ``gamma^j``, and 0 after a termination, shape ``(batch,)``
     """
 
     rewards: th.Tensor
@@ -107,9 +110,15 @@ class NStep(NamedTuple):
 
 def n_step_return(rewards: th.Tensor, terminated: th.Tensor, truncated: th.Tensor, gamma: float) -> NStep:
     """
+    The n-step return (Sutton and Barto 2018, chapter 7) up to its bootstrap: ``sum_{k<j} gamma^k r_k`` and ``gamma^j``.
+
     Cut at the first termination (no bootstrap) or truncation (bootstrap from its real observation).
 
-    :param rewards: Shape ``(n, batch)``, as ``terminated`` and ``truncated``
+    :param rewards: In scaled units, shape ``(n, batch)``
+    :param terminated: 0 or 1, shape ``(n, batch)``
+    :param truncated: 0 or 1, shape ``(n, batch)``
+    :param gamma: Discount factor
+    :return: The sum in scaled units, its number of rewards and the discount of the bootstrap, each of shape ``(batch,)``
     """
     alive = alive_mask(terminated, truncated)[:-1]
     powers = gamma ** th.arange(len(rewards), device=rewards.device, dtype=rewards.dtype)
@@ -122,17 +131,17 @@ def critic_loss(logits: th.Tensor, target: th.Tensor) -> th.Tensor:
     """
     :param logits: Shape ``(n_critics, batch, n_bins)``
     :param target: Two-hot targets, shape ``(batch, n_bins)``
-    :return: Cross-entropy, summed over the critics and averaged over the batch
+    :return: Cross-entropy in nats, summed over the critics and averaged over the batch, shape ``()``
     """
     return cross_entropy(logits, target).mean(-1).sum()
 
 
 def discrepancy_bonus(gap: th.Tensor, median: th.Tensor, td_error: th.Tensor, coef: float) -> th.Tensor:
     """
-    ``beta clip(gap - median, -|td|, |td|)``: POME's bonus (Pan et al. 2018, arXiv 1811.07350).
+    ``beta clip(gap - median, -|td|, |td|)``: POME's bonus (Pan et al. 2018, arXiv 1811.07350), all in scaled units.
 
     :param gap: ``|Q_mf - Q_mb|``, shape ``(batch,)``
-    :param median: Its running median
+    :param median: Its running median, shape ``(1,)``
     :param td_error: ``y - Q``, shape ``(batch,)``
     :param coef: ``beta``
     :return: To be added to ``y``, shape ``(batch,)``; for ``beta <= 1`` it never flips the sign of ``y - Q``
@@ -142,7 +151,14 @@ def discrepancy_bonus(gap: th.Tensor, median: th.Tensor, td_error: th.Tensor, co
 
 
 class PolicyTerms(NamedTuple):
-    """Per-state terms of the policy's loss, each of shape ``(batch,)``."""
+    """
+    Per-state terms of the policy's loss, each of shape ``(batch,)``.
+
+    :param gain: ``mean_k Q_k / S`` plus the weighted entropy: what is maximised, without unit
+    :param entropy: In nats; for Box actions the estimate ``-log pi`` of one sample
+    :param kl: Distance to the policy of the last sync, in nats
+    :param penalty: On the mean of a Gaussian; 0 for discrete kinds
+    """
 
     gain: th.Tensor
     entropy: th.Tensor
@@ -156,11 +172,15 @@ def policy_terms(
     """
     ``gain = mean_k Q_k / S - alpha log pi``, pathwise or as an exact expectation, and the distance to the last sync.
 
+    The entropy is SAC's (arXiv 1812.05905), the range that divides Q is TD-MPC2's (arXiv 2310.16828).
+
+    :param model: Policy and critics; no gradient reaches the critics' parameters
     :param z: ``h(o)``, shape ``(batch, latent_dim)``
-    :param anchor: Parameters of ``pi_bar(. | h_bar(o))``
-    :param noise: From ``codec.noise``; not read for enumerable actions
-    :param q_range: ``S``
-    :param ent_coef: ``alpha``
+    :param anchor: Parameters of ``pi_bar(. | h_bar(o))``, shape ``(batch, params_dim)``
+    :param noise: From ``codec.noise``, shape ``(batch, noise_dim)``; not read for enumerable actions
+    :param q_range: ``S`` in scaled units, shape ``(1,)``
+    :param ent_coef: ``alpha``, shape ``(1,)``
+    :return: The terms, each of shape ``(batch,)``
     """
     codec: ActionCodec = model.codec
     params = model.prior(z)
@@ -183,10 +203,12 @@ def policy_terms(
 
 def trust_region_loss(terms: PolicyTerms, target_kl: float | None, kl_coef: th.Tensor) -> th.Tensor:
     """
-    ``mean( where(kl < eps, -gain, lambda kl) )`` (REPPO, arXiv 2507.11019).
+    ``mean( where(kl < eps, -gain, lambda kl) )`` (REPPO, arXiv 2507.11019), and the mean penalty.
 
+    :param terms: Of :func:`policy_terms`, each of shape ``(batch,)``
     :param target_kl: ``eps`` in nats per state; ``None`` for no trust region
-    :param kl_coef: ``lambda``
+    :param kl_coef: ``lambda``, shape ``(1,)``
+    :return: The loss, shape ``()``
     """
     loss = -terms.gain
     if target_kl is not None:

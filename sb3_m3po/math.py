@@ -7,7 +7,12 @@ from torch.nn import functional as F
 
 
 def symexp(x: th.Tensor) -> th.Tensor:
-    """``sign(x) (exp(|x|) - 1)``, the inverse of ``symlog`` (DreamerV3, arXiv 2301.04104)."""
+    """
+    ``sign(x) (exp(|x|) - 1)``, the inverse of ``symlog`` (DreamerV3, arXiv 2301.04104).
+
+    :param x: Any shape
+    :return: Same shape
+    """
     return th.sign(x) * th.expm1(x.abs())
 
 
@@ -25,12 +30,12 @@ def value_bins(n_bins: int = 51, limit: float = 3.2) -> th.Tensor:
 
 def two_hot(x: th.Tensor, bins: th.Tensor) -> th.Tensor:
     """
-    Weights of the two neighbouring bins such that ``(weights * bins).sum(-1) == x``.
+    Weights of the two neighbouring bins such that ``(weights * bins).sum(-1) == x`` (DreamerV3, arXiv 2301.04104).
 
     The interpolation is linear between the bins themselves: the expectation over a noisy target then decodes to its
     mean (interpolating in symlog space would value a fair coin of 0 or 20 at 3.6).
 
-    :param x: Values, shape ``(...)``; clipped to the outermost bins
+    :param x: Values in the unit of the bins, shape ``(...)``; clipped to the outermost bins
     :param bins: Increasing bin positions, shape ``(n_bins,)``
     :return: Weights, shape ``(..., n_bins)``
     """
@@ -48,8 +53,8 @@ def decode(logits: th.Tensor, bins: th.Tensor) -> th.Tensor:
     Expectation of a classified value.
 
     :param logits: Shape ``(..., n_bins)``
-    :param bins: Shape ``(n_bins,)``
-    :return: Shape ``(...)``
+    :param bins: Bin positions, shape ``(n_bins,)``
+    :return: Value in the unit of the bins, shape ``(...)``
     """
     return th.softmax(logits, dim=-1) @ bins
 
@@ -65,7 +70,10 @@ def cross_entropy(logits: th.Tensor, target: th.Tensor) -> th.Tensor:
 
 def gaussian_log_prob(u: th.Tensor, mean: th.Tensor, log_std: th.Tensor) -> th.Tensor:
     """
-    :return: Log density of a diagonal Gaussian, summed over the last dimension
+    :param u: Where the density is asked, shape ``(..., dim)``
+    :param mean: Shape ``(..., dim)``
+    :param log_std: Shape ``(..., dim)``
+    :return: Log density of a diagonal Gaussian, summed over the last dimension, shape ``(...)``
     """
     noise = (u - mean) * th.exp(-log_std)
     return (-0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
@@ -73,14 +81,20 @@ def gaussian_log_prob(u: th.Tensor, mean: th.Tensor, log_std: th.Tensor) -> th.T
 
 def log_det_tanh(u: th.Tensor) -> th.Tensor:
     """
-    :return: ``sum log(1 - tanh(u)^2)`` over the last dimension, exact for large ``|u|`` (SAC, arXiv 1812.05905, appendix C)
+    :param u: Before the squashing, shape ``(..., dim)``
+    :return: ``sum log(1 - tanh(u)^2)`` over the last dimension, shape ``(...)``, exact for large ``|u|`` (SAC,
+        arXiv 1812.05905, appendix C)
     """
     return (2 * (math.log(2.0) - u - F.softplus(-2 * u))).sum(-1)
 
 
 def gaussian_kl(mean_p: th.Tensor, log_std_p: th.Tensor, mean_q: th.Tensor, log_std_q: th.Tensor) -> th.Tensor:
     """
-    :return: ``KL(p || q)`` of two diagonal Gaussians in nats, summed over the last dimension
+    :param mean_p: Shape ``(..., dim)``
+    :param log_std_p: Shape ``(..., dim)``
+    :param mean_q: Shape ``(..., dim)``
+    :param log_std_q: Shape ``(..., dim)``
+    :return: ``KL(p || q)`` of two diagonal Gaussians in nats, summed over the last dimension, shape ``(...)``
     """
     ratio = th.exp(2 * (log_std_p - log_std_q))
     distance = ((mean_p - mean_q) * th.exp(-log_std_q)).square()
@@ -95,7 +109,7 @@ def kl_bounded_weights(scores: th.Tensor, log_prior: th.Tensor, bound: float, n_
     give back the prior, and so do scores that cannot spend the bound at any temperature within ``[1e-3, 1e3]`` times
     the spread of the scores, up to that temperature.
 
-    :param scores: Shape ``(batch, n)``
+    :param scores: In any unit, shape ``(batch, n)``
     :param log_prior: Log-probabilities, shape ``(batch, n)``
     :param bound: In nats
     :param n_levels: Temperatures tried at once; a second round tries as many between two neighbours of the first

@@ -21,6 +21,10 @@ class SimNorm(nn.Module):
         self.group_size = group_size
 
     def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: Shape ``(..., dim)``, where ``dim`` is a multiple of ``group_size``
+        :return: Same shape; entries in [0, 1]
+        """
         return th.softmax(x.unflatten(-1, (-1, self.group_size)), dim=-1).flatten(-2)
 
 
@@ -44,7 +48,7 @@ class MLP(nn.Module):
     def forward(self, x: th.Tensor) -> th.Tensor:
         """
         :param x: Shape ``(..., input_dim)``
-        :return: Shape ``(..., hidden[-1])``
+        :return: Shape ``(..., hidden[-1])``, or that of ``x`` if ``hidden`` is empty
         """
         # Functions and not modules: for one observation, calling a module takes longer than its arithmetic
         for linear, norm in zip(self.linears, self.norms, strict=True):
@@ -55,6 +59,8 @@ class MLP(nn.Module):
 
 def orthogonal(layer: nn.Linear, gain: float = 1.0) -> nn.Linear:
     """
+    :param layer: Changed in place
+    :param gain: Factor of the orthogonal weights
     :return: The same layer with orthogonal weights and zero bias
     """
     nn.init.orthogonal_(layer.weight, gain)
@@ -133,7 +139,9 @@ class RunningNorm(nn.Module):
     @th.no_grad()
     def update(self, observations: np.ndarray) -> None:
         """
-        :param observations: New data, shape ``(batch, *shape)``
+        Merge the mean and the variance of new data into the running ones (Chan et al. 1979).
+
+        :param observations: New data, in units of the observation, shape ``(batch, *shape)``
         """
         x = th.as_tensor(observations, dtype=th.float64, device=self.mean.device)
         # Chan et al. (1979), as in SB3's RunningMeanStd
@@ -152,5 +160,9 @@ class RunningNorm(nn.Module):
             self.scale.copy_(self.var.sqrt().clamp_min(self.min_std))
 
     def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: Observations, shape ``(batch, *shape)``
+        :return: Normalised by the frozen statistics and clipped, same shape
+        """
         # The floor again: parameters set by hand may be anything
         return ((x - self.shift) / self.scale.clamp_min(self.min_std)).clamp(-self.clip, self.clip)

@@ -17,16 +17,29 @@ from sb3_m3po.math import gaussian_kl, gaussian_log_prob, kl_bounded_weights, lo
 
 
 class PlanningModel(Protocol):
-    """What the planner needs to know of a model. ``z`` is ``(batch, ...)``, ``a`` is ``(batch, input_dim)``."""
+    """
+    What the planner needs to know of a model. ``z`` is ``(batch, ...)``, ``a`` is ``(batch, input_dim)``; rewards and values
+    are in one unit, here the scaled one.
+    """
 
     def step(self, z: th.Tensor, a: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """:return: Next latent, reward ``(batch,)``, probability of termination ``(batch,)``"""
+        """
+        :param z: Latents, shape ``(batch, ...)``
+        :param a: Model inputs, shape ``(batch, input_dim)``
+        :return: Next latent ``(batch, ...)``, reward in scaled units ``(batch,)``, probability of termination ``(batch,)``
+        """
 
     def prior(self, z: th.Tensor) -> th.Tensor:
-        """:return: Parameters of the policy, shape ``(batch, params_dim)``"""
+        """
+        :param z: Latents, shape ``(batch, ...)``
+        :return: Parameters of the policy, shape ``(batch, params_dim)``
+        """
 
     def terminal_value(self, z: th.Tensor) -> th.Tensor:
-        """:return: Value that ends an imagined trajectory, shape ``(batch,)``"""
+        """
+        :param z: Latents, shape ``(batch, ...)``
+        :return: Value that ends an imagined trajectory, in scaled units, shape ``(batch,)``
+        """
 
 
 @dataclass(frozen=True)
@@ -38,8 +51,10 @@ class PlannerConfig:
     :param horizon: Steps of look-ahead
     :param n_iterations: Rounds of drawing; later ones draw half of their sequences around the best of the former
     :param n_effective: Effective number of sequences that carry the plan: sets the temperature through
-        ``KL(weights || uniform) = log(n / n_effective)``
+        ``KL(weights || uniform) = log(n_samples / n_effective)``, see :func:`~sb3_m3po.math.kl_bounded_weights`
     :param min_std: Floor of the planned standard deviation before the squashing (Box)
+    :raises ValueError: if a count is no whole number of at least 1, ``n_effective`` lies outside of ``[1, n_samples]``, or
+        ``min_std`` is not positive
     """
 
     n_samples: int = 32
@@ -71,17 +86,27 @@ class Plan:
     kl: th.Tensor
 
     def mode(self) -> th.Tensor:
-        """:return: Best action, shape ``(batch, input_dim)``"""
+        """
+        :return: Best action, shape ``(batch, input_dim)``
+        :raises NotImplementedError: in this base class
+        """
         raise NotImplementedError
 
     def sample(self, generator: th.Generator | None = None) -> tuple[th.Tensor, th.Tensor]:
-        """:return: An action ``(batch, input_dim)`` and its log-probability under the plan ``(batch,)``"""
+        """
+        :param generator: Random generator on the CPU; ``None`` for torch's own
+        :return: An action ``(batch, input_dim)`` and its log-probability under the plan ``(batch,)``
+        :raises NotImplementedError: in this base class
+        """
         raise NotImplementedError
 
 
 @dataclass
 class GaussianPlan(Plan):
-    """:param mean: Before the squashing, as ``log_std``; shape ``(batch, input_dim)``"""
+    """
+    :param mean: Before the squashing, shape ``(batch, input_dim)``
+    :param log_std: Likewise
+    """
 
     mean: th.Tensor
     log_std: th.Tensor
@@ -99,8 +124,8 @@ class GaussianPlan(Plan):
 class CategoricalPlan(Plan):
     """
     :param candidates: One-hots, repeated ones included, shape ``(batch, n, input_dim)``
-    :param weights: Shape ``(batch, n)``
-    :param same: Which candidates are the same action, shape ``(batch, n, n)``
+    :param weights: Probabilities of the candidates, shape ``(batch, n)``
+    :param same: Which candidates are the same action, 0 or 1, shape ``(batch, n, n)``
     """
 
     candidates: th.Tensor
@@ -154,7 +179,8 @@ def plan(
     Look ahead from ``z`` and return an improved distribution over the first action.
 
     Each iteration rolls ``n_samples`` action sequences through the model, half drawn from the policy and half wider, and
-    scores them by ``sum_h gamma^h prod(1 - d) r_h + gamma^H prod(1 - d) terminal_value``.
+    scores them by ``sum_h gamma^h prod(1 - d) r_h + gamma^H prod(1 - d) terminal_value`` (the form of TD-MPC2,
+    arXiv 2310.16828, with terminations).
 
     :param model: The three verbs
     :param codec: Action codec
@@ -162,8 +188,8 @@ def plan(
     :param gamma: Discount factor
     :param config: Budget
     :param noise: Source of the sampling noise
-    :param deadline: ``time.perf_counter()`` after which no further iteration starts; replaces ``n_iterations``
-    :return: The plan
+    :param deadline: ``time.perf_counter()``, in seconds, after which no further iteration starts; replaces ``n_iterations``
+    :return: The plan, one row for each of ``z``
     """
     parts: list[_Trajectories] = []
     prior, focus = model.prior(z), None

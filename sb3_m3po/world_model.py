@@ -17,7 +17,16 @@ from sb3_m3po.nets import MLP, Ensemble, SimNorm, orthogonal
 
 @dataclass
 class Sizes:
-    """Widths of the networks; every one of them is a ``policy_kwargs`` entry."""
+    """
+    Widths of the networks, as ``policy_kwargs`` has them; the hidden layers of policy and critics are its ``net_arch``.
+
+    :param latent_dim: Width of the latent, a multiple of 8
+    :param encoder_arch: Hidden layers between features extractor and latent
+    :param model_arch: Hidden layers of the dynamics; the last is the width of the model's value network too
+    :param pi_arch: Hidden layers of the policy
+    :param critic_arch: Hidden layers of each critic
+    :param n_critics: Members of the critic ensemble
+    """
 
     latent_dim: int = 128
     encoder_arch: list[int] = field(default_factory=lambda: [256])
@@ -27,7 +36,7 @@ class Sizes:
     n_critics: int = 2
 
     def check(self) -> None:
-        """:raises ValueError: for a size that can't be built"""
+        """:raises ValueError: if ``latent_dim`` is no positive multiple of 8, or there is no critic"""
         if self.latent_dim < 8 or self.latent_dim % 8:
             raise ValueError(f"latent_dim={self.latent_dim} must be a positive multiple of 8 (the latent's groups)")
         if self.n_critics < 1:
@@ -45,6 +54,7 @@ class WorldModel(nn.Module):
     :param codec: Action codec
     :param sizes: Widths
     :param activation_fn: Activation of all hidden layers
+    :raises ValueError: for a size that can't be built
     """
 
     bins: th.Tensor
@@ -101,19 +111,22 @@ class WorldModel(nn.Module):
     def encode(self, features: th.Tensor) -> th.Tensor:
         """
         :param features: Output of the features extractor, shape ``(batch, features_dim)``
-        :return: Latent ``z``
+        :return: Latent ``z``, shape ``(batch, latent_dim)``
         """
         return self.encoder(features)
 
     def features(self, z: th.Tensor, a: th.Tensor) -> th.Tensor:
         """
+        :param z: Latents, shape ``(batch, latent_dim)``
+        :param a: Model inputs, shape ``(batch, input_dim)``
         :return: Features ``f`` of a step, shape ``(batch, trunk_dim)``
         """
         return self.trunk(th.cat([z, a], dim=-1))
 
     def outcome(self, f: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
-        :return: Next latent, reward logits ``(batch, n_bins)``, termination logit ``(batch,)``
+        :param f: Features of a step, shape ``(batch, trunk_dim)``
+        :return: Next latent ``(batch, latent_dim)``, reward logits ``(batch, n_bins)``, termination logit ``(batch,)``
         """
         out = self.heads(f)
         next_z, reward_logits, termination_logit = out.split([self.latent_dim, len(self.bins), 1], dim=-1)
@@ -121,19 +134,24 @@ class WorldModel(nn.Module):
 
     def step(self, z: th.Tensor, a: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
-        :return: Next latent, expected reward in scaled units, probability of termination; the latter two ``(batch,)``
+        :param z: Latents, shape ``(batch, latent_dim)``
+        :param a: Model inputs, shape ``(batch, input_dim)``
+        :return: Next latent ``(batch, latent_dim)``, expected reward in scaled units ``(batch,)``, probability of termination
+            ``(batch,)``, which is 0 until the task has terminated
         """
         next_z, reward_logits, termination_logit = self.outcome(self.features(z, a))
         return next_z, decode(reward_logits, self.bins), th.sigmoid(termination_logit) * self.can_terminate
 
     def value_logits(self, z: th.Tensor) -> th.Tensor:
         """
+        :param z: Latents, shape ``(..., latent_dim)``
         :return: Logits of the model-based value, shape ``(..., n_bins)``
         """
         return self.value_head(self.value_trunk(z))
 
     def value(self, z: th.Tensor) -> th.Tensor:
         """
+        :param z: Latents, shape ``(batch, latent_dim)``
         :return: Model-based value ``V_mb`` in scaled units, shape ``(batch,)``
         """
         return decode(self.value_logits(z), self.bins)
@@ -143,7 +161,7 @@ class WorldModel(nn.Module):
         Enumerable actions share a part of their logits, as in a duelling network (arXiv 1511.06581): an action that was
         never tried in a state is then worth as much as the state, not nothing.
 
-        :param x: Latent ``z`` for enumerable actions, else features ``f``
+        :param x: Latent ``z`` for enumerable actions, ``(batch, latent_dim)``; else features ``f``, ``(batch, trunk_dim)``
         :param frozen: Let gradients reach ``x`` only
         :return: Shape ``(n_critics, batch, n_joint, n_bins)`` or ``(n_critics, batch, n_bins)``
         """
@@ -155,13 +173,15 @@ class WorldModel(nn.Module):
 
     def prior(self, z: th.Tensor) -> th.Tensor:
         """
+        :param z: Latents, shape ``(batch, latent_dim)``
         :return: The policy's parameters, shape ``(batch, codec.params_dim)``
         """
         return self.codec.parameters_from(self.actor(z))
 
     def action_values(self, z: th.Tensor, a: th.Tensor | None = None) -> th.Tensor:
         """
-        :param a: Model inputs; not read for enumerable actions
+        :param z: Latents, shape ``(batch, latent_dim)``
+        :param a: Model inputs, shape ``(batch, input_dim)``; not read for enumerable actions
         :return: Shape ``(n_critics, batch, n_joint)`` or ``(n_critics, batch)``, in scaled units
         """
         x = z if self.codec.enumerable else self.features(z, a)  # type: ignore[arg-type]
@@ -169,10 +189,12 @@ class WorldModel(nn.Module):
 
     def expected_value(self, z: th.Tensor, params: th.Tensor, a: th.Tensor | None = None) -> th.Tensor:
         """
-        ``E_{a ~ params} min_k Q_k(z, a)``: exact for enumerable actions, else at the given action.
+        ``E_{a ~ params} min_k Q_k(z, a)``: exact for enumerable actions, else at the given action (the minimum is that of TD3,
+        arXiv 1802.09477).
 
-        :param params: Parameters of the policy that is valued
-        :param a: Sampled (or modal) model inputs
+        :param z: Latents, shape ``(batch, latent_dim)``
+        :param params: Parameters of the policy that is valued, shape ``(batch, params_dim)``; read for enumerable actions only
+        :param a: Sampled (or modal) model inputs, shape ``(batch, input_dim)``; not read for enumerable actions
         :return: Shape ``(batch,)``, in scaled units
         """
         worst = self.action_values(z, a).amin(0)
@@ -183,13 +205,17 @@ class WorldModel(nn.Module):
 
     def policy_value(self, z: th.Tensor) -> th.Tensor:
         """
-        :return: Pessimistic value of the policy (at its mode where actions can't be enumerated), shape ``(batch,)``
+        :param z: Latents, shape ``(batch, latent_dim)``
+        :return: Pessimistic value of the policy (at its mode where actions can't be enumerated), in scaled units, shape
+            ``(batch,)``
         """
         params = self.prior(z)
         return self.expected_value(z, params, None if self.codec.enumerable else self.codec.mode(params))
 
     def terminal_value(self, z: th.Tensor) -> th.Tensor:
         """
-        :return: ``min(min_k Q_k, V_mb)`` that ends an imagined trajectory, shape ``(batch,)``
+        :param z: Latents, shape ``(batch, latent_dim)``
+        :return: ``min(min_k Q_k, V_mb)`` that ends an imagined trajectory, in scaled units, shape ``(batch,)``; the first is
+            :meth:`policy_value`
         """
         return th.minimum(self.policy_value(z), self.value(z))
