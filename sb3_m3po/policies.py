@@ -52,7 +52,7 @@ class WorldModelPolicy(ActorCriticPolicy):
     Policy and implicit world model of M3PO.
 
     ``forward``, ``evaluate_actions``, ``get_distribution`` and ``predict_values`` describe the policy network alone;
-    ``predict`` plans when planning is switched on.
+    ``predict`` plans when planning is switched on. ``obs`` has the shape ``(batch, ...)``, or is a Dict of such.
 
     :param observation_space: Observation space
     :param action_space: Action space: Box, Discrete, MultiDiscrete or MultiBinary
@@ -284,6 +284,7 @@ class WorldModelPolicy(ActorCriticPolicy):
         """
         Act by the policy.
 
+        :param deterministic: Whether to take the policy's mode
         :param noise: What a stochastic action is made of, see :meth:`~sb3_m3po.actions.GaussianActions.sample`
         :return: Actions (Box: in [-1, 1]), values in reward units ``(batch, 1)``, log-probabilities ``(batch,)``
         """
@@ -351,7 +352,7 @@ class WorldModelPolicy(ActorCriticPolicy):
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         """
         :param actions: As :meth:`forward` returns them and the rollout buffer stores them
-        :return: Values in reward units, log-probabilities, entropies
+        :return: Values in reward units ``(batch, 1)``, log-probabilities ``(batch,)``, entropies in nats ``(batch,)``
         """
         z = self.encode(obs)
         distribution = self._distribution(self.world_model.prior(z))
