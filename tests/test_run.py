@@ -343,7 +343,8 @@ def test_bonus_coefficient_falls_to_zero() -> None:
 def test_tensorboard(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     model = tiny_model(Monitor(RandomEnv(action_space=BOX_ACTION)), tensorboard_log=str(tmp_path), **EXPLORING)
-    model.learn(64).learn(32, reset_num_timesteps=False)
+    evaluations = EvalCallback(Monitor(RandomEnv(action_space=BOX_ACTION)), eval_freq=32, verbose=0)
+    model.learn(64, callback=evaluations).learn(32, reset_num_timesteps=False)
     assert {path.name for path in tmp_path.iterdir()} == {"M3PO_1"}
     events = accumulator.EventAccumulator(str(tmp_path / "M3PO_1"))
     events.Reload()
