@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -38,6 +38,20 @@ def tiny_model(env: Any, policy: Any = "MlpPolicy", **changes: Any) -> M3PO:
     )
     policy_kwargs = changes.pop("policy_kwargs", tiny_policy_kwargs())
     return M3PO(policy, env, policy_kwargs=policy_kwargs, **{**kwargs, **changes})
+
+
+class Hasty(M3PO):
+    """
+    M3PO that begins to learn at once, in small networks, wherever others make it.
+
+    :param made: Those that were made, the newest last
+    """
+
+    made: ClassVar[list["Hasty"]] = []
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"learning_starts": 100, "policy_kwargs": tiny_policy_kwargs(), **kwargs})
+        self.made.append(self)
 
 
 class RandomEnv(gym.Env):

@@ -1,12 +1,17 @@
-"""The benchmark harness: rows, resuming, overrides, the verdict of the table."""
+"""The benchmark harness: rows, resuming, overrides, the verdict of the table; and that every script runs."""
+
+from functools import partial
 
 import pytest
 
 from benchmarks import run as benchmark
+from benchmarks import speed, table
 from benchmarks.algorithms import apply_overrides
+from benchmarks.parts import critic, planner, saving, scales, trust_region, world_model
 from benchmarks.record import read_rows
 from benchmarks.table import passes, score
-from benchmarks.targets import Target
+from benchmarks.targets import TARGETS, Target
+from tests.helpers import Hasty
 
 TARGET = Target("CartPole-v1", bar=100.0, within=3, until=5)
 
@@ -76,3 +81,55 @@ def test_table_asks_for_the_mean_the_worst_seed_and_what_comes_later(scores, ver
     result = score(curves, TARGET)
     assert result is not None
     assert passes(result, TARGET, random=0.0, share=1.0, n_seeds=2) == verdict
+
+
+def test_table_of_the_committed_results(capsys):
+    table.main([])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]] == [target.env_id for target in TARGETS]
+    assert "fail" not in lines[-1]
+
+
+# ---------------------------------------------- the scripts, with small networks and budgets: that they run
+
+
+@pytest.mark.parametrize(
+    "part, options, lines, passed",
+    [
+        (scales, ["--steps", "256"], ["rewards x 1024: wrong: 0", "rewards x 0.000976562: wrong: 0"], True),
+        (saving, ["--steps", "256"], ["next train(): 0 of"], True),
+        (planner, ["--samples", "256"], ["Discrete(", "Box(", "MultiDiscrete(", "MultiBinary("], True),
+        (world_model, ["--steps", "256"], ["3-step rewards", "3-step latents", "planning with it"], None),
+        (critic, [], ["rewards 1 and 2", "rewards 0 or 20", "pass: bonus of a new model", "pass: bonus by hand"], None),
+    ],
+    ids=["scales", "saving", "planner", "world_model", "critic"],
+)
+def test_parts(part, options, lines, passed, monkeypatch, capsys):
+    if hasattr(part, "M3PO"):
+        monkeypatch.setattr(part, "M3PO", Hasty)
+    monkeypatch.setattr(critic, "ACTIONS", critic.ACTIONS[:1])
+    with pytest.raises(SystemExit) as end:
+        part.main(options)
+    output = capsys.readouterr().out
+    assert all(line in output for line in lines), output
+    assert passed is None or (end.value.code == 0) == passed
+
+
+def test_trust_region_part(monkeypatch, capsys):
+    monkeypatch.setattr(trust_region, "Recorded", type("Recorded", (trust_region.Recorded, Hasty), {}))
+    with pytest.raises(SystemExit):
+        trust_region.main(["--env", "Pendulum-v1", "--steps", "512"])
+    with_it, without_it = capsys.readouterr().out.splitlines()[1:]
+    assert "seed 0, with it: mean KL of 2 syncs" in with_it and "seed 0, without it: mean KL of 2 syncs" in without_it
+
+
+def test_speed(monkeypatch, capsys):
+    monkeypatch.setattr(speed, "M3PO", Hasty)
+    monkeypatch.setattr(speed, "ROUNDS", 1)
+    monkeypatch.setattr(speed, "time_calls", partial(speed.time_calls, seconds=0.01))
+    speed.main(["--steps", "256"])
+    rows = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row for row in rows if row in ("| M3PO", "| SAC", "| PPO", "| 1", "| 8", "| 64")] == [
+        *("| M3PO", "| SAC", "| M3PO", "| PPO"),
+        *("| 1", "| 8", "| 64"),
+    ]

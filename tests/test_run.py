@@ -396,7 +396,7 @@ def test_learning_rate_schedule_reaches_all_optimizers() -> None:
 # ------------------------------------------------------- devices, compilers
 
 
-def train_compiled(backend: str) -> None:
+def train_compiled(backend: str, folder: Path) -> None:
     model = tiny_model(randoms(2, action_space=BOX_ACTION))
     plain = tiny_model(randoms(2, action_space=BOX_ACTION))
     model.policy = th.compile(model.policy, backend=backend)  # type: ignore[assignment]
@@ -410,16 +410,21 @@ def train_compiled(backend: str) -> None:
     parameters: Any = model.get_parameters()
     plain.set_parameters(parameters)
     assert np.allclose(plain.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0], atol=1e-5)
+    # and so they are saved: what is loaded is not compiled
+    model.save(folder / "compiled")
+    loaded = type(model).load(folder / "compiled", env=randoms(2, action_space=BOX_ACTION), device="cpu")
+    assert np.array_equal(plain.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0])
+    loaded.learn(32, reset_num_timesteps=False)
 
 
-def test_compiled_policy_trains_and_saves() -> None:
-    train_compiled("eager")
+def test_compiled_policy_trains_and_saves(tmp_path: Path) -> None:
+    train_compiled("eager", tmp_path)
 
 
 @pytest.mark.expensive
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("gcc") is None, reason="needs a C compiler")
-def test_policy_compiled_by_inductor() -> None:
-    train_compiled("inductor")
+def test_policy_compiled_by_inductor(tmp_path: Path) -> None:
+    train_compiled("inductor", tmp_path)
 
 
 @pytest.mark.cuda
