@@ -1,13 +1,17 @@
 """
 Time updates, predictions and planned steps, on one thread and at the defaults, on HalfCheetah-v5.
 
+With ``--compile`` also what ``torch.compile`` would gain, which M3PO does not use.
+
 ``python -m benchmarks.speed``
 """
 
 import argparse
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
+from unittest.mock import patch
 
 import numpy as np
 import torch as th
@@ -17,11 +21,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from benchmarks.envs import vec_env
 from benchmarks.record import Clock, commit, machine
-from sb3_m3po import M3PO
+from sb3_m3po import M3PO, learner
 
 ENV_ID = "HalfCheetah-v5"
 N_ENVS = (1, 8, 64)
 ROUNDS = 7
+LOSSES = ("world_model_loss", "critic_loss", "policy_terms")
 
 
 class TrainingTime(BaseCallback):
@@ -102,6 +107,29 @@ def updates_table(m3po: M3PO, sac: SAC, steps: int) -> None:
         print(f"| {name} | {wall:.1f} | {cpu:.1f} | {per_second[0]} | {per_second[1]} |", flush=True)
 
 
+def compiling_table(m3po: M3PO, steps: int) -> None:
+    """
+    Print the time of an update with and without ``torch.compile`` on the losses, which hold the forward and the backward
+    passes, and how long compiling takes.
+
+    :param m3po: a model whose updates have begun
+    :param steps: environment steps to go on for
+    """
+    before = time_updates(m3po, steps)
+    clock = Clock()
+    clock.start()
+    with ExitStack() as stack:
+        for name in LOSSES:
+            compiled = th.compile(getattr(learner, name), dynamic=False)
+            stack.enter_context(patch.object(learner, name, compiled))
+        m3po.learn(2 * m3po.sync_interval, reset_num_timesteps=False)
+        clock.stop()
+        after = time_updates(m3po, steps)
+    print(f"\n| losses (compiled in {clock.wall:.0f} s with some updates) | ms (wall) | ms (CPU) |\n|" + " --- |" * 3)
+    for name, (wall, cpu) in (("as they are", before), ("compiled", after)):
+        print(f"| {name} | {wall:.1f} | {cpu:.1f} |", flush=True)
+
+
 def predict_table(m3po: M3PO, ppo: PPO) -> None:
     """
     Print the time of a prediction of the policy, M3PO's beside PPO's.
@@ -165,6 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1_024, help="environment steps during which updates are timed")
+    parser.add_argument("--compile", action="store_true", help="time updates with compiled losses too")
     args = parser.parse_args(argv)
     th.set_num_threads(1)
     print(f"{ENV_ID}, one thread, defaults; {machine()}; commit {commit()}", flush=True)
@@ -176,6 +205,8 @@ def main(argv: list[str] | None = None) -> None:
     updates_table(m3po, sac, args.steps)
     predict_table(m3po, ppo)
     planning_table(m3po)
+    if args.compile:
+        compiling_table(m3po, args.steps)
 
 
 if __name__ == "__main__":
