@@ -23,6 +23,9 @@ from sb3_m3po.math import gaussian_kl, gaussian_log_prob, log_det_tanh
 MAX_JOINT_ACTIONS = 16
 #: Largest Discrete space whose actions are enumerated
 MAX_DISCRETE_ACTIONS = 64
+#: Observations that correlate by more from one step to the next are slow. Random policies: HalfCheetah 0.3, dm_control's
+#: walker 0.7, Hopper 0.94, Pendulum 0.98, dm_control's cart-pole 0.995
+SLOW_OBSERVATIONS = 0.8
 _IMPOSSIBLE = -1e9
 
 
@@ -76,15 +79,16 @@ class GaussianActions(nn.Module):
         """
         return inputs.reshape(-1, *self.shape)
 
-    def noise_persistence(self, terminates: bool) -> tuple[float, ...]:
+    def noise_persistence(self, lag_correlation: float) -> tuple[float, ...]:
         """
-        Where an early end must be avoided, one action hardly shows in the return, and a habit does: Hopper learns faster if
-        noise remembers. HalfCheetah, which can't fall, learns slower with it.
+        Where observations change little from one step to the next, one action hardly shows in them, and a habit does:
+        Hopper and a cart-pole that swings up learn faster if noise remembers in some episodes. HalfCheetah, where
+        each step counts, learns slower with it.
 
-        :param terminates: Whether the task has ever ended an episode
+        :param lag_correlation: Of the observations, from one step to the next
         :return: For :class:`PersistentNoise`
         """
-        return (0.0, 0.8) if terminates else (0.0,)
+        return (0.0, 0.8) if lag_correlation > SLOW_OBSERVATIONS else (0.0,)
 
     def noise(self, shape: tuple[int, ...], generator: th.Generator | None = None) -> th.Tensor:
         """
@@ -238,11 +242,11 @@ class CategoricalActions(nn.Module):
         index = inputs.unflatten(-1, (self.n_factors, self.width)).argmax(-1) + self.start
         return index.reshape(-1, *self.shape).to(self.dtype)
 
-    def noise_persistence(self, terminates: bool) -> tuple[float, ...]:
+    def noise_persistence(self, lag_correlation: float) -> tuple[float, ...]:
         """
         An action that is held for a few steps gets somewhere: Acrobot's goal is found.
 
-        :param terminates: Not read
+        :param lag_correlation: Not read
         :return: For :class:`PersistentNoise`
         """
         return (0.8,)

@@ -242,6 +242,27 @@ class ReplayMemory:
         mean = self.reward_abs_sum / self.reward_count / max(1 - gamma, 1e-3)
         return max(high, mean, self.reward_abs_max / 2) / 10
 
+    def lag_correlation(self, n_samples: int = 1_024) -> float:
+        """
+        How slow observations are: the correlation of each entry with itself one step later, averaged over the entries of
+        all vectors that move.
+
+        :param n_samples: Transitions looked at
+        :return: 1 for what hardly changes within a step, 0 for what is drawn anew, or if there is no such entry
+        """
+        # A generator of its own: what training draws does not depend on it
+        first, second = self.sample(n_samples, 1, np.random.default_rng(0)).states
+        correlations = []
+        for key, space in self.spaces.items():
+            if isinstance(space, spaces.Box) and np.issubdtype(_storage_dtype(space), np.floating):
+                x, y = (as_dict(self.observations_at(states))[key].reshape(n_samples, -1) for states in (first, second))
+                x, y = x.astype(np.float64), y.astype(np.float64)
+                variance = 0.5 * (x.var(0) + y.var(0))
+                moves = variance > 1e-8
+                correlations.append(1 - 0.5 * np.square(y - x).mean(0)[moves] / variance[moves])
+        found = np.concatenate([np.empty(0), *correlations])
+        return float(found.mean()) if len(found) else 0.0
+
     def _order(self) -> np.ndarray:
         """:return: Slots from the oldest transition to the newest"""
         return (self.pos - self.n_steps + np.arange(self.n_steps)) % self.slots

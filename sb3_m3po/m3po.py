@@ -350,7 +350,7 @@ class M3PO(OnPolicyAlgorithm):
         # The model plans only once it has learned
         if not (self.plan_rollouts and self._n_updates > 0):
             codec, starts = self.policy.world_model.codec, np.asarray(self._last_episode_starts)
-            memory = codec.noise_persistence(bool(self.policy.world_model.can_terminate))
+            memory = codec.noise_persistence(self.policy.lag_correlation.item())
             normal = self._exploration_noise.draw(starts, memory, self._generator)
             return self.policy(obs_tensor, noise=codec.noise_from_normal(normal))
         actions, values, log_probs, planned = self.policy.act_by_plan(obs_tensor)
@@ -443,6 +443,7 @@ class M3PO(OnPolicyAlgorithm):
             self.policy.return_scale.fill_(scale)
         self._scale_is_known = self._scale_is_known or found > 0
         self.policy.sync(scale, memory.has_terminated or bool(self.policy.world_model.can_terminate))
+        self.policy.lag_correlation.fill_(memory.lag_correlation())
         self.logger.record("world_model/return_scale", scale)
 
     def _learner(self) -> Learner:

@@ -81,6 +81,7 @@ class WorldModelPolicy(ActorCriticPolicy):
     bar_scale: th.Tensor
     q_range: th.Tensor
     gap_median: th.Tensor
+    lag_correlation: th.Tensor
 
     def __init__(
         self,
@@ -157,11 +158,11 @@ class WorldModelPolicy(ActorCriticPolicy):
         self.log_kl_coef = nn.Parameter(th.zeros(1))
         for name in ("return_scale", "bar_scale", "q_range"):  # what one scaled unit is worth: now, and for the copies
             self.register_buffer(name, th.ones(1))
-        self.register_buffer("gap_median", th.zeros(1))
+        for name in ("gap_median", "lag_correlation"):
+            self.register_buffer(name, th.zeros(1))
 
         # The policy and the critics; the model learns in a phase of its own
-        kwargs = self.optimizer_kwargs
-        model = self.world_model
+        kwargs, model = self.optimizer_kwargs, self.world_model
         acting = [*model.actor.parameters(), *model.critics.parameters()]
         self.optimizer = self.optimizer_class(acting, lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
         learned = [*self.features_extractor.parameters(), *model.model_parameters()]

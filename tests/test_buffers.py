@@ -3,6 +3,7 @@
 import io
 import math
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -445,3 +446,52 @@ def test_counter_env_is_as_it_says() -> None:
     assert steps[-1][0].tolist() == [2, 1, 5]
     assert steps[-1][1:4] == (215.0, True, False)
     assert tiny_policy_kwargs(latent_dim=8)["latent_dim"] == 8
+
+
+# ------------------------------------------------------------ slow observations
+
+
+def wandering(
+    correlation: float, space: spaces.Space, write: Callable[[np.ndarray], Any], episode: int = 10_000
+) -> ReplayMemory:
+    """:return: A memory of three entries that correlate so much from one step to the next; each episode begins far away"""
+    memory, rng = ReplayMemory(4_000, space, ACTION, 1), np.random.default_rng(0)
+    x = rng.normal(size=3)
+    for step in range(4_000):
+        next_x = correlation * x + np.sqrt(1 - correlation**2) * rng.normal(size=3)
+        ended = np.array([step % episode == episode - 1])
+        memory.add(write(x), np.zeros((1, 1)), np.zeros(1), write(next_x), np.zeros(1, bool), ended)
+        x = rng.normal(size=3) if ended[0] else next_x
+    return memory
+
+
+def one_row(x: np.ndarray) -> np.ndarray:
+    return x[None].astype(np.float32)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.95])
+@pytest.mark.parametrize("episode", [10_000, 4])
+def test_correlation_from_one_step_to_the_next(correlation: float, episode: int) -> None:
+    memory = wandering(correlation, spaces.Box(-9.0, 9.0, (3,), np.float32), one_row, episode)
+    assert memory.lag_correlation() == pytest.approx(correlation, abs=0.06)
+    assert memory.lag_correlation() == memory.lag_correlation()
+
+
+def test_correlation_is_that_of_all_vectors_that_move() -> None:
+    parts: dict[str, spaces.Space] = dict(
+        x=spaces.Box(-9.0, 9.0, (3,), np.float64),
+        still=spaces.Box(-9.0, 9.0, (50,), np.float32),
+        image=spaces.Box(0, 255, (1, 4, 4), np.uint8),
+        kind=spaces.Discrete(5),
+    )
+    rng = np.random.default_rng(1)
+
+    def write(x: np.ndarray) -> dict[str, np.ndarray]:
+        image, kind = rng.integers(256, size=(1, 1, 4, 4)), rng.integers(5, size=1)
+        return dict(x=100 * x[None], still=np.full((1, 50), 3.0, np.float32), image=image, kind=kind)
+
+    assert wandering(0.9, spaces.Dict(parts), write).lag_correlation() == pytest.approx(0.9, abs=0.05)
+
+
+def test_correlation_of_observations_that_are_no_vectors_is_zero() -> None:
+    assert wandering(0.9, spaces.Discrete(3), lambda x: np.array([int(x[0] > 0)])).lag_correlation() == 0

@@ -154,14 +154,15 @@ class _Compare(BaseCallback):
         assert_same_tensors(self.before, self._networks())
 
 
-class NeverTerminating(RandomEnv):
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        obs, reward, terminated, truncated, info = super().step(action)
-        return obs, reward, False, terminated or truncated, info
+class Slow(RandomEnv):
+    """Its observations move by a little at each step."""
+
+    def _observe(self) -> Any:
+        return np.cos(0.1 * self.t + 2 * self.episode + np.arange(3)).astype(np.float32)
 
 
-@pytest.mark.parametrize("env, at_last", [(RandomEnv, (0.0, 0.8)), (NeverTerminating, (0.0,))])
-def test_box_noise_remembers_once_the_task_has_terminated(
+@pytest.mark.parametrize("env, at_last", [(Slow, (0.0, 0.8)), (RandomEnv, (0.0,))])
+def test_box_noise_remembers_where_observations_are_slow(
     env: type[RandomEnv], at_last: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn, draw = [], PersistentNoise.draw
@@ -173,6 +174,7 @@ def test_box_noise_remembers_once_the_task_has_terminated(
     monkeypatch.setattr(PersistentNoise, "draw", recorded)
     tiny_model(env(action_space=BOX_ACTION)).learn(96)
     assert len(drawn) == 96
+    # Nothing is known before the first sync
     assert drawn[0] == (0.0,)
     assert drawn[-1] == at_last
 

@@ -85,7 +85,7 @@ def test_everything_learned_is_saved(tmp_path: Path) -> None:
     model = tiny_model(randoms(2, action_space=BOX_ACTION), bonus_coef=0.5).learn(64)
     fresh = tiny_model(randoms(2, action_space=BOX_ACTION))
     state, initial = model.policy.state_dict(), fresh.policy.state_dict()
-    for name in ("log_ent_coef", "log_kl_coef", "return_scale", "bar_scale", "q_range", "gap_median"):
+    for name in ("log_ent_coef", "log_kl_coef", "return_scale", "bar_scale", "q_range", "gap_median", "lag_correlation"):
         assert not th.equal(state[name], initial[name]), name
     for name in ("norms.observation.mean", "norms.observation.scale", "bar.actor.1.weight", "world_model.can_terminate"):
         assert not th.equal(state[name], initial[name]), name
