@@ -30,12 +30,15 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
     :param observation_space: Observation space
     :param action_space: Action space
     :raises ValueError: for a space that is not supported
+    :raises NotImplementedError: for a Dict or a Tuple within a Dict, as SB3 does
     """
     parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"": observation_space}
     for key, part in parts.items():
         if problem := _observation_problem(part):
             where = f" under key {key!r}" if key else ""
-            raise ValueError(f"Observation space {part}{where} is not supported: {problem}")
+            nested = key and isinstance(part, (spaces.Dict, spaces.Tuple))
+            error = NotImplementedError if nested else ValueError
+            raise error(f"Observation space {part}{where} is not supported: {problem}")
     if isinstance(action_space, spaces.Box) and not np.all(np.isfinite([action_space.low, action_space.high])):
         raise ValueError(
             f"Action space {action_space} must have a finite lower and upper bound in each dimension: "

@@ -82,7 +82,7 @@ class M3PO(OnPolicyAlgorithm):
     :param seed: Seed for the pseudo random generators
     :param device: Device (cpu, cuda, ...) on which the code should be run
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
-    :raises ValueError: for an argument or a space that can't work; it names what was given and what to do
+    :raises ValueError: for an argument or a space that can't work (a nested one: NotImplementedError); it names what to do
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
