@@ -1,5 +1,5 @@
 """
-Measure what a uniformly random policy scores on the environments of the table.
+Measure what a uniformly random policy scores on the environments of the table, and how slow vector observations are.
 
 ``python -m benchmarks.random_baseline``
 """
@@ -7,30 +7,50 @@ Measure what a uniformly random policy scores on the environments of the table.
 import argparse
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks.envs import vec_env
 from benchmarks.record import RANDOM_CSV, commit, machine, write_rows
 from benchmarks.targets import TARGETS
 
-COLUMNS = ("env", "mean_reward", "std_reward", "n_episodes", "commit", "command", "machine")
+COLUMNS = ("env", "mean_reward", "std_reward", "n_episodes", "lag_correlation", "commit", "command", "machine")
 SEED = 200_000_000
 
 
-def random_returns(env: VecEnv, n_episodes: int) -> list[float]:
+def random_episodes(env: VecEnv, n_episodes: int) -> tuple[list[float], list[np.ndarray]]:
     """
-    Returns of whole episodes with actions drawn from the action space.
+    Play whole episodes with actions drawn from the action space.
 
     :param env: a single environment
     :param n_episodes: how many episodes
-    :return: one return per episode
+    :return: one return per episode; the observations of each, without its last one
     """
     returns: list[float] = []
-    env.reset()
+    episodes: list[list[np.ndarray]] = [[]]
+    obs = env.reset()
     while len(returns) < n_episodes:
-        _, _, _, infos = env.step(np.array([env.action_space.sample()]))
-        returns += [info["episode"]["r"] for info in infos if "episode" in info]
-    return returns
+        episodes[-1].append(np.array(obs)[0])
+        obs, _, _, infos = env.step(np.array([env.action_space.sample()]))
+        for info in infos:
+            if "episode" in info:
+                returns.append(info["episode"]["r"])
+                episodes.append([])
+    return returns, [np.array(episode) for episode in episodes[:-1]]
+
+
+def lag_correlation(episodes: list[np.ndarray]) -> float:
+    """
+    What M3PO measures on its memory to choose its noise: the correlation of each entry with itself one step later,
+    averaged over the entries that move.
+
+    :param episodes: observations, each of shape ``(length, entries)``
+    :return: between -1 and 1
+    """
+    first, second = (np.concatenate([x[piece] for x in episodes]) for piece in (slice(None, -1), slice(1, None)))
+    variance = 0.5 * (first.var(0) + second.var(0))
+    moves = variance > 1e-8
+    return float((1 - 0.5 * np.square(second - first).mean(0)[moves] / variance[moves]).mean())
 
 
 def measure(env_id: str, n_episodes: int) -> dict[str, str | float]:
@@ -41,11 +61,13 @@ def measure(env_id: str, n_episodes: int) -> dict[str, str | float]:
     """
     env = vec_env(env_id, 1, SEED)
     env.action_space.seed(SEED)
-    returns = random_returns(env, n_episodes)
+    returns, episodes = random_episodes(env, n_episodes)
     env.close()
     print(f"{env_id}: {np.mean(returns):.3f} +- {np.std(returns):.3f} over {n_episodes} episodes", flush=True)
     row: dict[str, str | float] = {"env": env_id, "mean_reward": round(float(np.mean(returns)), 4)}
     row |= {"std_reward": round(float(np.std(returns)), 4), "n_episodes": n_episodes}
+    is_vector = isinstance(env.observation_space, spaces.Box) and len(env.observation_space.shape) == 1
+    row["lag_correlation"] = round(lag_correlation(episodes), 3) if is_vector else ""
     command = f"python -m benchmarks.random_baseline --episodes {n_episodes}"
     return row | {"commit": commit(), "command": command, "machine": machine()}
 
