@@ -243,7 +243,7 @@ class Learner:
         :return: Means of what is logged, by ``world_model/name``
         """
         policy, bins, means = self.policy, self.policy.world_model.bins, Means()
-        learned = policy.model_optimizer.param_groups[0]["params"]
+        learned = [p for group in policy.model_optimizer.param_groups for p in group["params"]]
         alive, rows = alive_mask(batch.terminated, batch.truncated), frozen.rows(batch.states[1:])
         valued = frozen.rows(self._valued(batch, value_steps))
         rewards, values = two_hot(batch.rewards, bins), two_hot(frozen.value[valued], bins)

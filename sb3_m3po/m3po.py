@@ -428,8 +428,8 @@ class M3PO(OnPolicyAlgorithm):
 
     def _update_learning_rates(self) -> None:
         policy = self.policy
-        self._update_learning_rate([policy.optimizer, policy.model_optimizer])
-        for group in policy.coef_optimizer.param_groups:
+        self._update_learning_rate(policy.optimizer)
+        for group in policy.model_optimizer.param_groups + policy.coef_optimizer.param_groups:
             group["lr"] = group["speed"] * self.lr_schedule(self._current_progress_remaining)
 
     def _sync(self) -> None:

@@ -103,9 +103,9 @@ class WorldModel(nn.Module):
 
     def model_parameters(self) -> list[nn.Parameter]:
         """
-        :return: What phase A trains, without the features extractor
+        :return: What phase A trains beside features extractor and encoder
         """
-        modules = (self.encoder, self.trunk, self.heads, self.value_trunk, self.value_head)
+        modules = (self.trunk, self.heads, self.value_trunk, self.value_head)
         return [p for module in modules for p in module.parameters()]
 
     def encode(self, features: th.Tensor) -> th.Tensor:

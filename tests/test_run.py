@@ -387,12 +387,17 @@ def test_learning_rate_falls_by_default() -> None:
 
 
 def test_learning_rate_schedule_reaches_all_optimizers() -> None:
-    model = tiny_model(randoms(), learning_rate=lambda progress: 1e-2 * progress).learn(64)
+    model = tiny_model(randoms(), learning_rate=lambda progress: 1e-2 * (2 - progress)).learn(64)
+    policy = model.policy
     rates = {
-        name: getattr(model.policy, name).param_groups[0]["lr"] for name in ("optimizer", "model_optimizer", "coef_optimizer")
+        name: [group["lr"] for group in getattr(policy, name).param_groups]
+        for name in ("optimizer", "model_optimizer", "coef_optimizer")
     }
-    # The last rollout ends where no progress remains
-    assert rates == {name: pytest.approx(0.0) for name in rates}
+    # The last rollout ends where no progress remains. Encoder, rest of the model; temperature, multiplier
+    expected = {"optimizer": [2e-2], "model_optimizer": [6e-3, 2e-2], "coef_optimizer": [2e-2, 0.2]}
+    assert rates == {name: pytest.approx(values) for name, values in expected.items()}
+    encoding = policy.model_optimizer.param_groups[0]["params"]
+    assert {id(p) for p in encoding} == {id(p) for p in policy.world_model.encoder.parameters()}
 
 
 # ------------------------------------------------------- devices, compilers
