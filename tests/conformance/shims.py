@@ -82,7 +82,8 @@ class Shim(M3PO):
 
 
 class PPO(Shim):
-    pass
+    # An update per step, where PPO's epochs make several passes: tests look at scores after 1,000 steps
+    SIZES: ClassVar[dict[str, Any]] = {"utd_ratio": 1.0}
 
 
 class A2C(Shim):
