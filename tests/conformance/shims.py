@@ -83,7 +83,7 @@ class Shim(M3PO):
 
 class PPO(Shim):
     # An update per step, where PPO's epochs make several passes: tests look at scores after 1,000 steps
-    SIZES: ClassVar[dict[str, Any]] = {"utd_ratio": 1.0}
+    SIZES: ClassVar[dict[str, Any]] = {"utd_ratio": 1.0, "batch_size": 32}
 
 
 class A2C(Shim):
