@@ -200,7 +200,7 @@ def main(argv: list[str] | None = None) -> None:
     m3po = M3PO("MlpPolicy", vec_env(ENV_ID, 1, 0), seed=0, device="cpu")
     sac = SAC("MlpPolicy", vec_env(ENV_ID, 1, 0), seed=0, device="cpu")
     ppo = PPO("MlpPolicy", vec_env(ENV_ID, 1, 0), seed=0, device="cpu")
-    m3po.learn(m3po.learning_starts + 1_024)
+    m3po.learn(1_024)  # past learning_starts, and compiled if it compiles
     sac.learn(200)
     updates_table(m3po, sac, args.steps)
     predict_table(m3po, ppo)

@@ -9,7 +9,7 @@ import gymnasium as gym
 from sb3_m3po import M3PO
 
 
-def main(steps: int = 4_000) -> M3PO:
+def main(steps: int = 1_500) -> M3PO:
     """
     :param steps: Environment steps before the save, and once more after the load
     :return: The model that went on

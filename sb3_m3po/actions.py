@@ -41,7 +41,7 @@ class GaussianActions(nn.Module):
     enumerable: ClassVar[bool] = False
     log_std_bounds: ClassVar[tuple[float, float]] = (-4.0, 0.5)
     #: Entropy coefficient to begin with
-    ent_coef: ClassVar[float] = 0.01
+    ent_coef: ClassVar[float] = 0.1
 
     def __init__(self, space: spaces.Box, log_std_init: float = 0.0):
         super().__init__()

@@ -64,7 +64,7 @@ class M3PO(OnPolicyAlgorithm):
     :param learning_starts: Transitions in the memory before the first update
     :param target_kl: Trust region: bound of the KL divergence per state from the policy of the last sync, in nats;
         ``None`` for no bound
-    :param ent_coef: Entropy coefficient; ``"auto"`` learns it (from 0.01 on for Box, from 1 on for discrete actions),
+    :param ent_coef: Entropy coefficient; ``"auto"`` learns it (from 0.1 on for Box, from 1 on for discrete actions),
         ``"auto_0.3"`` from 0.3 on
     :param bonus_coef: Weight of the discrepancy bonus, falling to 0 over training
     :param plan_rollouts: Whether actions are planned while collecting
@@ -107,7 +107,7 @@ class M3PO(OnPolicyAlgorithm):
         n_step_returns: int = 3,
         horizon: int = 3,
         buffer_size: int = 1_000_000,
-        learning_starts: int = 3_000,
+        learning_starts: int = 1_000,
         target_kl: float | None = 1.0,
         ent_coef: str | float = "auto",
         bonus_coef: float = 0.0,

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     :param argv: the command line, ``sys.argv`` by default
     """
-    args = training_arguments(__doc__, steps=3_500).parse_args(argv)
+    args = training_arguments(__doc__, steps=1_500).parse_args(argv)
     verdicts = Verdicts(f"Saving and loading, {args.env}, {args.steps} steps, seed {args.seed}")
     model = M3PO("MlpPolicy", vec_env(args.env, 1, args.seed), seed=args.seed, device="cpu").learn(args.steps)
     loaded, sizes = copy_through_files(model, args.env)

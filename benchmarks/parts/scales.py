@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     :param argv: the command line, ``sys.argv`` by default
     """
-    args = training_arguments(__doc__, steps=3_500).parse_args(argv)
+    args = training_arguments(__doc__, steps=1_500).parse_args(argv)
     verdicts = Verdicts(f"Units of reward, {args.env}, {args.steps} steps, seed {args.seed}")
     plain = learn(args.env, 1.0, args.steps, args.seed)
     expected = learned(plain)
