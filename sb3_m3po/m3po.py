@@ -100,7 +100,7 @@ class M3PO(OnPolicyAlgorithm):
         learning_rate: float | Schedule = LinearSchedule(2e-3, 2e-4, 1.0),
         n_steps: int | None = None,
         batch_size: int = 128,
-        utd_ratio: float = 0.5,
+        utd_ratio: float = 1.0,
         sync_interval: int = 128,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
