@@ -129,7 +129,7 @@ def test_trust_region_part(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         trust_region.main(["--env", "Pendulum-v1", "--steps", "512"])
     with_it, without_it = capsys.readouterr().out.splitlines()[1:]
-    assert "seed 0, with it: mean KL of 2 syncs" in with_it and "seed 0, without it: mean KL of 2 syncs" in without_it
+    assert "seed 0, with it: mean KL of 4 syncs" in with_it and "seed 0, without it: mean KL of 4 syncs" in without_it
 
 
 def test_speed(monkeypatch, capsys):

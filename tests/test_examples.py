@@ -40,13 +40,13 @@ def load(name: str) -> ModuleType:
 
 def test_one_task(made: list[Hasty]) -> None:
     assert -2_000 < load("one_task").main(256) < 0
-    assert made[0]._n_updates == 128
+    assert made[0]._n_updates == 256
 
 
 def test_images(made: list[Hasty]) -> None:
     pytest.importorskip("minigrid")
     assert 0 <= load("images").main(256) <= 1
-    assert made[0]._n_updates == 128 and made[0].observation_space.dtype == np.uint8
+    assert made[0]._n_updates == 256 and made[0].observation_space.dtype == np.uint8
 
 
 def test_planning_compares_three_ways_of_acting(made: list[Hasty]) -> None:
@@ -54,13 +54,13 @@ def test_planning_compares_three_ways_of_acting(made: list[Hasty]) -> None:
     # The world model has learned something: each way acts differently
     assert len(scores) == len(set(scores.values())) == 3
     assert all(math.isfinite(score) for score in scores.values())
-    assert made[0]._n_updates == 128
+    assert made[0]._n_updates == 256
 
 
 def test_save_and_continue_keeps_the_memory_and_goes_on_learning() -> None:
     model = load("save_and_continue").main(256)
     assert model.num_timesteps == model.replay_buffer.size() == 512
-    assert model._n_updates == 256
+    assert model._n_updates == 512
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "demo"))
