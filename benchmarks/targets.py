@@ -24,11 +24,11 @@ class Target(NamedTuple):
 TARGETS = (
     Target("CartPole-v1", 490.0, 20_000, 40_000),
     Target("Pendulum-v1", -200.0, 8_000, 8_000),
-    Target("Acrobot-v1", -100.0, 30_000, 30_000),
-    Target("LunarLander-v3", 200.0, 120_000, 120_000),
+    Target("Acrobot-v1", -100.0, 15_000, 15_000),
+    Target("LunarLander-v3", 200.0, 60_000, 60_000),
     Target("HalfCheetah-v5", 2_500.0, 20_000, 20_000),
     Target("Hopper-v5", 1_500.0, 60_000, 60_000),
     Target("dm_control/cartpole-swingup-v0", 800.0, 50_000, 50_000, cost=0.55),
     Target("dm_control/walker-walk-v0", 800.0, 50_000, 50_000, cost=0.6),
-    Target("MiniGrid-Empty-5x5-v0", 0.9, 20_000, 20_000, cost=4.0),
+    Target("MiniGrid-Empty-5x5-v0", 0.9, 10_000, 10_000, cost=4.0),
 )

@@ -26,7 +26,8 @@ MAX_DISCRETE_ACTIONS = 64
 #: Observations that correlate by more from one step to the next are slow. Random policies: HalfCheetah 0.3, dm_control's
 #: walker 0.7, Hopper 0.94, Pendulum 0.98, dm_control's cart-pole 0.995 (``benchmarks/random_baseline.csv``)
 SLOW_OBSERVATIONS = 0.8
-_IMPOSSIBLE = -1e9
+#: Stands for the logarithm of zero
+IMPOSSIBLE = -1e9
 
 
 class GaussianActions(nn.Module):
@@ -47,17 +48,19 @@ class GaussianActions(nn.Module):
         super().__init__()
         self.shape = space.shape
         self.input_dim = int(np.prod(space.shape))
-        self.params_dim = 2 * self.input_dim
+        self.output_dim = self.params_dim = 2 * self.input_dim
         self.noise_dim = self.input_dim
-        self.target_entropy = -0.5 * self.input_dim
+        #: In nats; with tasks of different sizes one for each, shape ``(n_tasks,)``
+        self.target_entropy: float | th.Tensor = -0.5 * self.input_dim
         low, high = self.log_std_bounds
         if not low < log_std_init < high:
             raise ValueError(f"log_std_init={log_std_init} must lie between {low} and {high}")
         self._log_std_shift = math.atanh(2 * (log_std_init - low) / (high - low) - 1)
 
-    def parameters_from(self, output: th.Tensor) -> th.Tensor:
+    def parameters_from(self, output: th.Tensor, tasks: th.Tensor | None = None) -> th.Tensor:
         """
-        :param output: The policy network's last layer, shape ``(..., params_dim)``
+        :param output: The policy network's last layer, shape ``(..., output_dim)``
+        :param tasks: Ids of the tasks, shape ``(...)``; not read here, where all actions are every task's
         :return: Mean and bounded log-std (the form of TD-MPC2's code), concatenated, shape ``(..., params_dim)``
         """
         low, high = self.log_std_bounds
@@ -65,9 +68,27 @@ class GaussianActions(nn.Module):
         log_std = low + 0.5 * (high - low) * (th.tanh(raw + self._log_std_shift) + 1)
         return th.cat([mean, log_std], -1)
 
-    def to_input(self, actions: th.Tensor) -> th.Tensor:
+    def gaussian(self, params: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param params: Shape ``(..., params_dim)``
+        :return: Mean and log-std before the squashing, each ``(..., input_dim)``
+        """
+        mean, log_std = params.chunk(2, -1)
+        return mean, log_std
+
+    def with_gaussian(self, params: th.Tensor, mean: th.Tensor, log_std: th.Tensor) -> th.Tensor:
+        """
+        :param params: Of the same states, shape ``(..., params_dim)``
+        :param mean: Before the squashing, shape ``(..., input_dim)``
+        :param log_std: Likewise
+        :return: Parameters of another Gaussian there, shape ``(..., params_dim)``
+        """
+        return th.cat([mean, log_std], -1)
+
+    def to_input(self, actions: th.Tensor, tasks: th.Tensor | None = None) -> th.Tensor:
         """
         :param actions: Actions scaled to [-1, 1], shape ``(batch, *space.shape)``
+        :param tasks: Ids of the tasks, shape ``(batch,)``; not read here
         :return: Model inputs, shape ``(batch, input_dim)``
         """
         return actions.reshape(-1, self.input_dim).float()
@@ -113,7 +134,15 @@ class GaussianActions(nn.Module):
             (SAC, arXiv 1812.05905, appendix C)
         """
         a, u = self.draw(params, noise)
-        return a, gaussian_log_prob(u, *params.chunk(2, -1)) - log_det_tanh(u)
+        return a, self.log_prob_before_squashing(params, u) - log_det_tanh(u)
+
+    def log_prob_before_squashing(self, params: th.Tensor, u: th.Tensor) -> th.Tensor:
+        """
+        :param params: Mean and log-std, shape ``(..., params_dim)``
+        :param u: Actions before the squashing, shape ``(..., input_dim)``
+        :return: Their log-density, shape ``(...)``
+        """
+        return gaussian_log_prob(u, *self.gaussian(params))
 
     def draw(self, params: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -121,7 +150,7 @@ class GaussianActions(nn.Module):
         :param noise: From :meth:`noise`, shape ``(..., noise_dim)``
         :return: Model inputs, and the same before the squashing, where a plan is a Gaussian; both ``(..., input_dim)``
         """
-        mean, log_std = params.chunk(2, -1)
+        mean, log_std = self.gaussian(params)
         u = mean + th.exp(log_std) * noise
         return th.tanh(u), u
 
@@ -130,7 +159,7 @@ class GaussianActions(nn.Module):
         :param params: Or the output of the policy network's last layer: the mode needs no more. Shape ``(..., params_dim)``
         :return: Model input of the squashed mean, shape ``(..., input_dim)``
         """
-        return th.tanh(params.chunk(2, -1)[0])
+        return th.tanh(self.gaussian(params)[0])
 
     def kl(self, p: th.Tensor, q: th.Tensor) -> th.Tensor:
         """
@@ -138,15 +167,22 @@ class GaussianActions(nn.Module):
         :param q: Likewise
         :return: ``KL(p || q)`` in nats, before the squashing (which does not change it), shape ``(...)``
         """
-        return gaussian_kl(*p.chunk(2, -1), *q.chunk(2, -1))
+        return gaussian_kl(*self.gaussian(p), *self.gaussian(q))
 
     def widen(self, params: th.Tensor) -> th.Tensor:
         """
         :param params: Mean and log-std, shape ``(..., params_dim)``
         :return: Parameters with the same mean and a standard deviation of at least 0.5 before the squashing, same shape
         """
-        mean, log_std = params.chunk(2, -1)
-        return th.cat([mean, log_std.clamp_min(math.log(0.5))], -1)
+        mean, log_std = self.gaussian(params)
+        return self.with_gaussian(params, mean, log_std.clamp_min(math.log(0.5)))
+
+    def distribution(self, params: th.Tensor) -> "SquashedGaussian":
+        """
+        :param params: Mean and log-std, shape ``(batch, params_dim)``
+        :return: SB3's form of it
+        """
+        return SquashedGaussian(self.input_dim).proba_distribution(*self.gaussian(params))
 
 
 class SquashedGaussian(SquashedDiagGaussianDistribution):
@@ -165,12 +201,16 @@ class SquashedGaussian(SquashedDiagGaussianDistribution):
         :return: Entropy in nats, shape ``(batch,)``: the Gaussian's, and ``E log(1 - tanh(u)^2)`` (the change of variables of
             SAC, arXiv 1812.05905, appendix C) by Gauss-Hermite quadrature
         """
+        return self._entropies().sum(-1)
+
+    def _entropies(self) -> th.Tensor:
+        """:return: Of each dimension, shape ``(batch, action_dim)``"""
         normal = self.distribution
         nodes, weights = (th.as_tensor(x, dtype=normal.mean.dtype) for x in np.polynomial.hermite_e.hermegauss(32))
         u = normal.mean.unsqueeze(-1) + normal.stddev.unsqueeze(-1) * nodes.to(normal.mean.device)
         log_det = 2 * (math.log(2.0) - u - F.softplus(-2 * u))
         weights = (weights / weights.sum()).to(u.device)
-        return (normal.entropy() + log_det @ weights).sum(-1)
+        return normal.entropy() + log_det @ weights
 
 
 class CategoricalActions(nn.Module):
@@ -201,12 +241,13 @@ class CategoricalActions(nn.Module):
             start = [0] * len(nvec)
         self.dtype = th.int8 if isinstance(space, spaces.MultiBinary) else th.int64
         self.n_factors, self.width = len(nvec), max(nvec)
-        self.input_dim = self.params_dim = self.noise_dim = self.n_factors * self.width
+        self.input_dim = self.output_dim = self.params_dim = self.noise_dim = self.n_factors * self.width
         self.max_entropy = sum(math.log(n) for n in nvec)
-        self.target_entropy = 0.25 * self.max_entropy
+        #: In nats; with tasks of different sizes one for each, shape ``(n_tasks,)``
+        self.target_entropy: float | th.Tensor = 0.25 * self.max_entropy
         legal = th.arange(self.width) < th.tensor(nvec)[:, None]  # (factors, width)
         self.register_buffer("start", th.tensor(start), persistent=False)
-        self.register_buffer("penalty", th.where(legal, 0.0, _IMPOSSIBLE), persistent=False)
+        self.register_buffer("penalty", th.where(legal, 0.0, IMPOSSIBLE), persistent=False)
         self.register_buffer("uniform", (legal / th.tensor(nvec)[:, None]).float(), persistent=False)
         self.register_buffer("legal_index", legal.flatten().nonzero().squeeze(-1), persistent=False)
         n_joint = math.prod(nvec)
@@ -219,17 +260,19 @@ class CategoricalActions(nn.Module):
     def _one_hot(self, index: th.Tensor) -> th.Tensor:
         return F.one_hot(index, self.width).flatten(-2).float()
 
-    def parameters_from(self, output: th.Tensor) -> th.Tensor:
+    def parameters_from(self, output: th.Tensor, tasks: th.Tensor | None = None) -> th.Tensor:
         """
-        :param output: The policy network's last layer, shape ``(..., params_dim)``
+        :param output: The policy network's last layer, shape ``(..., output_dim)``
+        :param tasks: Ids of the tasks, shape ``(...)``; not read here, where all actions are every task's
         :return: Normalised log-probabilities, impossible padding included, shape ``(..., params_dim)``
         """
         logits = output.unflatten(-1, (self.n_factors, self.width)) + self.penalty
         return F.log_softmax(logits, -1).flatten(-2)
 
-    def to_input(self, actions: th.Tensor) -> th.Tensor:
+    def to_input(self, actions: th.Tensor, tasks: th.Tensor | None = None) -> th.Tensor:
         """
         :param actions: Environment actions, shape ``(batch, *space.shape)``
+        :param tasks: Ids of the tasks, shape ``(batch,)``; not read here
         :return: One-hots, shape ``(batch, input_dim)``
         """
         return self._one_hot(actions.reshape(-1, self.n_factors).long() - self.start)
@@ -333,8 +376,31 @@ class CategoricalActions(nn.Module):
         :param params: Log-probabilities, shape ``(..., params_dim)``
         :return: The even mixture with the uniform distribution, factor by factor, same shape
         """
-        mixture = 0.5 * params.exp() + 0.5 * self.uniform.flatten()
+        return self.mixed_with_uniform(params.exp(), 0.5, params)
+
+    def mixed_with_uniform(self, probabilities: th.Tensor, share: float, params: th.Tensor) -> th.Tensor:
+        """
+        :param probabilities: Of every action, shape ``(..., params_dim)``
+        :param share: Weight of the uniform distribution
+        :param params: Log-probabilities that say which actions are possible, shape ``(..., params_dim)``; not read here
+        :return: Log-probabilities of the mixture, factor by factor, same shape
+        """
+        mixture = (1 - share) * probabilities + share * self.uniform.flatten()
         return th.log(mixture.clamp_min(1e-30)) + self.penalty.flatten()
+
+    def max_entropy_at(self, params: th.Tensor) -> th.Tensor:
+        """
+        :param params: Log-probabilities, shape ``(batch, params_dim)``
+        :return: Entropy in nats of the uniform distribution over what is possible there, shape ``(batch or 1, 1)``
+        """
+        return params.new_full((1, 1), self.max_entropy)
+
+    def possible(self, params: th.Tensor) -> th.Tensor:
+        """
+        :param params: Log-probabilities, shape ``(..., params_dim)``
+        :return: Which entries an action may have, boolean, same shape
+        """
+        return params > 0.5 * IMPOSSIBLE
 
 
 ActionCodec = GaussianActions | CategoricalActions
@@ -360,10 +426,10 @@ class PersistentNoise:
         self._turn = th.empty(0, dtype=th.long)
         self._state = th.empty(0, dim)
 
-    def draw(self, starts: np.ndarray, persistence: tuple[float, ...], generator: th.Generator | None) -> th.Tensor:
+    def draw(self, starts: np.ndarray, persistence: list[tuple[float, ...]], generator: th.Generator | None) -> th.Tensor:
         """
         :param starts: Which environments begin an episode, shape ``(n_envs,)``
-        :param persistence: Values of ``rho``, in [0, 1): the episodes of an environment take them in turn, the first
+        :param persistence: For each environment values of ``rho``, in [0, 1): its episodes take them in turn, the first
             environment from the first on, the second from the second on, ...
         :param generator: Random generator on the CPU; ``None`` for torch's own
         :return: Shape ``(n_envs, dim)``, on the CPU
@@ -374,21 +440,8 @@ class PersistentNoise:
         else:
             begins = th.as_tensor(starts).bool()
             self._turn += begins
-            rho = th.tensor(persistence)[self._turn % len(persistence)].unsqueeze(-1)
+            turns = zip(persistence, self._turn.tolist(), strict=True)
+            rho = th.tensor([values[turn % len(values)] for values, turn in turns]).unsqueeze(-1)
             kept = rho * self._state + (1 - rho.square()).sqrt() * fresh
             self._state = th.where(begins.unsqueeze(-1), fresh, kept)
         return self._state
-
-
-def make_action_codec(space: spaces.Space, log_std_init: float = 0.0) -> ActionCodec:
-    """
-    :param space: Action space
-    :param log_std_init: See :class:`GaussianActions`
-    :return: The codec of this space
-    :raises ValueError: if the space is not supported, or ``log_std_init`` out of bounds for a Box
-    """
-    if isinstance(space, spaces.Box):
-        return GaussianActions(space, log_std_init)
-    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
-        return CategoricalActions(space)
-    raise ValueError(f"M3PO supports Box, Discrete, MultiDiscrete and MultiBinary actions, not {space}")

@@ -9,14 +9,9 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_m3po.buffers import (
-    HybridDictRolloutBuffer,
-    HybridRolloutBuffer,
-    Observations,
-    ReplayMemory,
-    as_dict,
-    transposers_above,
-)
+from sb3_m3po.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
+from sb3_m3po.memory import ReplayMemory
+from sb3_m3po.observations import Observations, as_dict, transposers_above
 from sb3_m3po.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, WorldModelPolicy
 
 _AT_LEAST_ONE = ("batch_size", "sync_interval", "n_step_returns", "horizon", "buffer_size")
@@ -79,7 +74,7 @@ def check_classes(model: Any) -> None:
         raise ValueError(f"You must use `MultiInputPolicy` with a Dict observation space, not {policy_class.__name__}")
     if not isinstance(model.observation_space, spaces.Dict) and policy_class is MultiInputPolicy:
         raise ValueError(f"MultiInputPolicy needs a Dict observation space, not {model.observation_space}: use 'MlpPolicy'")
-    if taken := {"gamma", "planner_kwargs"} & set(model.policy_kwargs):
+    if taken := {"gamma", "planner_kwargs", "task_key", "n_tasks"} & set(model.policy_kwargs):
         raise ValueError(f"policy_kwargs hold {sorted(taken)}: pass them to M3PO itself")
     if isinstance(model.action_space, spaces.MultiDiscrete) and model.action_space.nvec.ndim > 1:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -10,7 +10,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_m3po.actions import GaussianActions
-from sb3_m3po.buffers import ReplayMemory, SequenceBatch
+from sb3_m3po.batches import Frozen, Prepared, Sequences
 from sb3_m3po.losses import (
     ModelTargets,
     NStep,
@@ -18,12 +18,14 @@ from sb3_m3po.losses import (
     alive_mask,
     critic_loss,
     discrepancy_bonus,
+    excess_entropy,
     n_step_return,
     policy_terms,
     trust_region_loss,
     world_model_loss,
 )
 from sb3_m3po.math import decode, two_hot
+from sb3_m3po.memory import ReplayMemory
 from sb3_m3po.policies import WorldModelPolicy
 from sb3_m3po.world_model import WorldModel
 
@@ -39,77 +41,6 @@ _MEDIAN_RATE = 0.3
 _TARGET_INTERVAL = 32
 #: Observations that are evaluated at once: their activations stay in the processor's cache
 _PIECE = 512
-
-
-class Frozen(NamedTuple):
-    """
-    What the frozen copies say of each distinct observation.
-
-    :param states: Its place in memory, ascending, shape ``(n,)``
-    :param z: ``h_bar(o)``, shape ``(n, latent_dim)``
-    :param value: In today's scaled units, shape ``(n,)``; NaN where nobody asked for it
-    :param anchor: Parameters of ``pi_bar``, shape ``(n, params_dim)``; likewise
-    """
-
-    states: np.ndarray
-    z: th.Tensor
-    value: th.Tensor
-    anchor: th.Tensor
-
-    def rows(self, states: np.ndarray) -> th.Tensor:
-        """
-        :param states: Ids of evaluated observations, any shape
-        :return: Where they stand in ``z``, ``value`` and ``anchor``, same shape
-        """
-        return th.as_tensor(np.searchsorted(self.states, states), device=self.z.device)
-
-
-class Sequences:
-    """
-    A :class:`~sb3_m3po.buffers.SequenceBatch` as tensors: model inputs for actions, scaled units for rewards.
-
-    :param batch: From the memory; its ``states`` stay an array, shape ``(length + 1, batch)``
-    :param policy: Has the return scale, the action codec and the device
-    """
-
-    def __init__(self, batch: SequenceBatch, policy: WorldModelPolicy):
-        device = policy.device
-        self.states = batch.states
-        self.rewards = th.as_tensor(batch.rewards, device=device) / policy.return_scale
-        self.terminated = th.as_tensor(batch.terminated, device=device)
-        self.truncated = th.as_tensor(batch.truncated, device=device)
-        length, size = batch.rewards.shape
-        actions = th.as_tensor(batch.actions, device=device).flatten(0, 1)
-        self.actions = policy.world_model.codec.to_input(actions).view(length, size, -1)
-
-
-class Prepared(NamedTuple):
-    """
-    What the updates of phase B read, one row per sample.
-
-    :param z: ``h(o)``, shape ``(n, latent_dim)``
-    :param f: Features of the step taken, shape ``(n, trunk_dim)``; ``z`` where nothing reads them
-    :param target: ``y`` in scaled units, shape ``(n,)``; NaN until computed
-    :param anchor: Parameters of ``pi_bar``, shape ``(n, params_dim)``
-    :param gap: ``|Q_mf - Q_mb|`` in scaled units, shape ``(n,)``; read for the bonus only
-    :param noise: For the policy's sample, shape ``(n, noise_dim)``; ``z`` for enumerable actions
-    :param chosen: The joint action's index, shape ``(n,)``, if enumerable; else ``z``
-    """
-
-    z: th.Tensor
-    f: th.Tensor
-    target: th.Tensor
-    anchor: th.Tensor
-    gap: th.Tensor
-    noise: th.Tensor
-    chosen: th.Tensor
-
-    def rows(self, rows: slice) -> "Prepared":
-        """
-        :param rows: Which samples
-        :return: Some of the samples
-        """
-        return Prepared(*(x[rows] for x in self))
 
 
 @dataclass
@@ -189,7 +120,11 @@ class Learner:
         return _TARGET_INTERVAL * self.batch_size
 
     def _n_step(self, batch: Sequences) -> NStep:
-        return n_step_return(batch.rewards, batch.terminated, batch.truncated, self.gamma)
+        return n_step_return(batch.rewards, batch.terminated, batch.truncated, self._gamma(batch))
+
+    def _gamma(self, batch: Sequences) -> float | th.Tensor:
+        """:return: The discount factor, or each sequence's, shape ``(batch,)``"""
+        return self.gamma if batch.tasks is None else batch.of_task(self.policy.gammas)
 
     def _bootstraps(self, batch: Sequences, columns: slice) -> np.ndarray:
         """:return: The states that end the multi-step returns of some of the samples"""
@@ -216,7 +151,7 @@ class Learner:
         for piece in _pieces(len(asked)):
             rows = asked[piece]
             frozen.anchor[rows] = anchor = bar.prior(z[rows])
-            frozen.value[rows] = policy.bar_ratio * self._value(bar, z[rows], anchor)
+            frozen.value[rows] = bar.at(policy.bar_ratio, z[rows]) * self._value(bar, z[rows], anchor)
         return frozen
 
     def _value(self, model: WorldModel, z: th.Tensor, params: th.Tensor) -> th.Tensor:
@@ -247,6 +182,8 @@ class Learner:
         alive, rows = alive_mask(batch.terminated, batch.truncated), frozen.rows(batch.states[1:])
         valued = frozen.rows(self._valued(batch, value_steps))
         rewards, values = two_hot(batch.rewards, bins), two_hot(frozen.value[valued], bins)
+        if policy.n_frozen_tasks:
+            known_embeddings = policy.world_model.task_embedding.data[: policy.n_frozen_tasks].clone()
         for columns, value_step in zip(self._updates(alive.shape[1]), value_steps.tolist(), strict=True):
             targets = ModelTargets(
                 frozen.z[rows[:, columns]],
@@ -262,6 +199,8 @@ class Learner:
             loss.backward()
             norm = th.nn.utils.clip_grad_norm_(learned, self.max_grad_norm)
             policy.model_optimizer.step()
+            if policy.n_frozen_tasks:
+                policy.world_model.task_embedding.data[: policy.n_frozen_tasks] = known_embeddings
             means.add(grad_norm=norm, **parts)
         return means.read("world_model")
 
@@ -290,11 +229,11 @@ class Learner:
             loss.backward()
             th.nn.utils.clip_grad_norm_(learned, self.max_grad_norm)
             policy.optimizer.step()
-            self._step_coefs(terms)
+            self._step_coefs(terms, policy.world_model.task_ids(part.z))
             means.add(loss=loss, value_loss=value_loss, policy_gradient_loss=policy_loss, **self._describe(terms))
             bonus_means.add(**bonus)
-        policy.world_model.trunk.requires_grad_(True)
-        coefs = {"train/ent_coef": policy.log_ent_coef.exp().item(), "train/kl_coef": policy.log_kl_coef.exp().item()}
+        policy.world_model.trunk.requires_grad_(policy.n_frozen_tasks == 0)
+        coefs = {"train/ent_coef": policy.log_ent_coef.exp().mean().item(), "train/kl_coef": policy.log_kl_coef.exp().item()}
         return {**means.read("train"), **coefs, **bonus_means.read("exploration")}
 
     @th.no_grad()
@@ -308,20 +247,22 @@ class Learner:
         bootstrap = frozen.value[frozen.rows(self._bootstraps(batch, first))]
         target = th.full_like(n_step.rewards, th.nan)
         target[first] = n_step.rewards[first] + n_step.discount[first] * bootstrap
-        self._update_q_range(target[first])
-        q_mf = batch.rewards[0]
+        self._update_q_range(target[first], None if batch.tasks is None else batch.tasks[first])
+        q_mf, gamma = batch.rewards[0], self._gamma(batch)
         if self.bonus_coef > 0:
-            q_mf = q_mf + self.gamma * (1 - batch.terminated[0]) * frozen.value[frozen.rows(batch.states[1])]
+            q_mf = q_mf + gamma * (1 - batch.terminated[0]) * frozen.value[frozen.rows(batch.states[1])]
         needs_features = self.bonus_coef > 0 or not model.codec.enumerable
         parts = []
         for piece in _pieces(len(target)):
             z = self.policy.encode(self._observations(batch.states[0, piece]))
             f = model.features(z, batch.actions[0, piece]) if needs_features else z
-            gap = self._gap(q_mf[piece], f) if self.bonus_coef > 0 else q_mf[piece]
+            discount = gamma[piece] if isinstance(gamma, th.Tensor) else gamma
+            gap = self._gap(q_mf[piece], z, f, discount) if self.bonus_coef > 0 else q_mf[piece]
             parts.append((z, f, gap))
         z, f, gap = (th.cat(column) for column in zip(*parts, strict=True))
         if self.bonus_coef > 0:
-            self.policy.gap_median += _MEDIAN_RATE * (gap.median() - self.policy.gap_median)
+            for task, mine in _by_task(batch.tasks):
+                self.policy.gap_median[task] += _MEDIAN_RATE * (gap[mine].median() - self.policy.gap_median[task])
         if isinstance(model.codec, GaussianActions) or not model.codec.enumerable:
             noise, chosen = self._noise(len(z)), z
         else:
@@ -345,17 +286,19 @@ class Learner:
             values.append(self._value(model, z, model.prior(z)))
         prepared.target[rows] = n_step.rewards[rows] + n_step.discount[rows] * th.cat(values)
 
-    def _gap(self, q_mf: th.Tensor, f: th.Tensor) -> th.Tensor:
+    def _gap(self, q_mf: th.Tensor, z: th.Tensor, f: th.Tensor, gamma: float | th.Tensor) -> th.Tensor:
         """:return: ``|Q_mf - Q_mb|``"""
         model = self.policy.world_model
-        next_z, reward_logits, termination_logit = model.outcome(f)
-        going_on = 1 - th.sigmoid(termination_logit) * model.can_terminate
-        return (q_mf - decode(reward_logits, model.bins) - self.gamma * going_on * model.value(next_z)).abs()
+        next_latent, reward_logits, termination_logit = model.outcome(f)
+        going_on = 1 - th.sigmoid(termination_logit) * model.at(model.can_terminate, z)
+        next_value = model.value(model.follow(z, next_latent))
+        return (q_mf - decode(reward_logits, model.bins) - gamma * going_on * next_value).abs()
 
-    def _update_q_range(self, values: th.Tensor) -> None:
+    def _update_q_range(self, values: th.Tensor, tasks: th.Tensor | None) -> None:
         """Running 5-95 percentile range of the targets."""
-        low, high = th.quantile(values, th.tensor([0.05, 0.95], device=values.device))
-        self.policy.q_range += _Q_RANGE_RATE * (high - low - self.policy.q_range)
+        for task, mine in _by_task(tasks):
+            low, high = th.quantile(values[mine], th.tensor([0.05, 0.95], device=values.device))
+            self.policy.q_range[task] += _Q_RANGE_RATE * (high - low - self.policy.q_range[task])
 
     def _critic_loss(self, part: Prepared) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         model = self.policy.world_model
@@ -366,25 +309,26 @@ class Learner:
         if self.bonus_coef == 0:
             return critic_loss(logits, two_hot(part.target, model.bins)), {}
         td_error = part.target - decode(logits.detach(), model.bins).mean(0)
-        bonus = discrepancy_bonus(part.gap, self.policy.gap_median, td_error, self.bonus_coef)
+        median = model.at(self.policy.gap_median, part.z)
+        bonus = discrepancy_bonus(part.gap, median, td_error, self.bonus_coef)
         loss = critic_loss(logits, two_hot(part.target + bonus, model.bins))
         coef = bonus.new_tensor(self.bonus_coef)
         return loss, {"gap": part.gap.mean(), "bonus_abs": bonus.abs().mean(), "bonus_coef": coef}
 
     def _policy_loss(self, part: Prepared) -> tuple[th.Tensor, PolicyTerms]:
-        policy = self.policy
-        q_range = policy.q_range.clamp_min(_MIN_Q_RANGE)
-        ent_coef, kl_coef = policy.log_ent_coef.detach().exp(), policy.log_kl_coef.detach().exp()
-        terms = policy_terms(policy.world_model, part.z, part.anchor, part.noise, q_range, ent_coef)
+        policy, model = self.policy, self.policy.world_model
+        q_range = model.at(policy.q_range.clamp_min(_MIN_Q_RANGE), part.z)
+        ent_coef, kl_coef = model.at(policy.log_ent_coef.detach().exp(), part.z), policy.log_kl_coef.detach().exp()
+        terms = policy_terms(model, part.z, part.anchor, part.noise, q_range, ent_coef)
         return trust_region_loss(terms, self.target_kl, kl_coef), terms
 
-    def _step_coefs(self, terms: PolicyTerms) -> None:
+    def _step_coefs(self, terms: PolicyTerms, tasks: th.Tensor | None) -> None:
         """The multiplier ascends on ``kl - eps``, the temperature descends on the entropy's excess."""
         policy = self.policy
         with th.no_grad():
             if self.learn_ent_coef:
-                excess = terms.entropy.mean() - policy.world_model.codec.target_entropy
-                policy.log_ent_coef.grad = excess.view(1)
+                target = policy.world_model.codec.target_entropy
+                policy.log_ent_coef.grad = excess_entropy(terms.entropy, target, tasks, len(policy.log_ent_coef))
             if self.target_kl is not None:
                 policy.log_kl_coef.grad = policy.log_kl_coef.exp() * (self.target_kl - terms.kl.mean())
             policy.coef_optimizer.step()
@@ -429,3 +373,12 @@ class Means:
 
 def _pieces(n: int) -> Iterator[slice]:
     return (slice(start, min(start + _PIECE, n)) for start in range(0, n, _PIECE))
+
+
+def _by_task(tasks: th.Tensor | None) -> Iterator[tuple[slice | int, slice | th.Tensor]]:
+    """:return: Each task's place among what is kept per task, and which samples are of it; all of both without tasks"""
+    if tasks is None:
+        yield slice(None), slice(None)
+    else:
+        for task in tasks.unique().tolist():
+            yield task, tasks == task

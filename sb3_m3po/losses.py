@@ -36,7 +36,7 @@ class ModelTargets(NamedTuple):
     """
     Targets of the world model, computed from the frozen copies; rewards and values in scaled units.
 
-    :param next_z: ``h_bar(o_{t+1})``, shape ``(horizon, batch, latent_dim)``
+    :param next_z: ``h_bar(o_{t+1})``, shape ``(horizon, batch, z_dim)``
     :param rewards: Two-hot of ``r_t / s``, shape ``(horizon, batch, n_bins)``
     :param terminated: 0 or 1, shape ``(horizon, batch)``
     :param alive: ``m_t``, shape ``(horizon + 1, batch)``
@@ -65,27 +65,29 @@ def world_model_loss(
     would be the most consistent one (VICReg, arXiv 2105.04906).
 
     :param model: What learns
-    :param z: ``h(o_0)`` with gradient, shape ``(batch, latent_dim)``
+    :param z: ``h(o_0)`` with gradient, shape ``(batch, z_dim)``
     :param actions: Model inputs, shape ``(horizon, batch, input_dim)``
     :param targets: What the unrolled model is compared with
     :return: The loss; by name, without gradient, the loss and its unweighted parts. All of shape ``()``
     """
-    latents, rewards, terminations = [z], [], []
+    latents, predicted, rewards, terminations = [z], [], [], []
     for a in actions:
-        next_z, reward_logits, termination_logit = model.outcome(model.features(latents[-1], a))
-        latents.append(next_z)
+        next_latent, reward_logits, termination_logit = model.outcome(model.features(latents[-1], a))
+        latents.append(model.follow(z, next_latent))
+        predicted.append(next_latent)
         rewards.append(reward_logits)
         terminations.append(termination_logit)
     m = targets.alive[:-1]
-    predicted = th.stack(latents[1:])  # (horizon, batch, latent_dim)
-    consistency = (m * (predicted - targets.next_z).square().mean(-1)).mean()
+    error = th.stack(predicted) - targets.next_z[..., : model.latent_dim]  # (horizon, batch, latent_dim)
+    consistency = (m * error.square().mean(-1)).mean()
     reward = (m * cross_entropy(th.stack(rewards), targets.rewards)).mean()
     bce = F.binary_cross_entropy_with_logits(th.stack(terminations), targets.terminated, reduction="none")
-    termination = (m * bce).mean() * model.can_terminate.squeeze()
+    termination = (m * bce * model.at(model.can_terminate, z)).mean()
     value_loss = cross_entropy(model.value_logits(latents[targets.value_step]), targets.values)
     value = (targets.alive[targets.value_step] * value_loss).mean()
     # Not th.var, which is many times slower along the first dimension
-    variance = z.square().mean(0) - z.mean(0).square()
+    latent = z[..., : model.latent_dim]
+    variance = latent.square().mean(0) - latent.mean(0).square()
     spread = F.relu(MIN_SPREAD - (variance + 1e-4).sqrt()).mean()
     loss = CONSISTENCY_COEF * consistency + REWARD_COEF * reward + TERMINATION_COEF * termination + VALUE_COEF * value
     loss = loss + SPREAD_COEF * spread
@@ -108,7 +110,7 @@ class NStep(NamedTuple):
     discount: th.Tensor
 
 
-def n_step_return(rewards: th.Tensor, terminated: th.Tensor, truncated: th.Tensor, gamma: float) -> NStep:
+def n_step_return(rewards: th.Tensor, terminated: th.Tensor, truncated: th.Tensor, gamma: float | th.Tensor) -> NStep:
     """
     The n-step return (Sutton and Barto 2018, chapter 7) up to its bootstrap: ``sum_{k<j} gamma^k r_k`` and ``gamma^j``.
 
@@ -117,14 +119,14 @@ def n_step_return(rewards: th.Tensor, terminated: th.Tensor, truncated: th.Tenso
     :param rewards: In scaled units, shape ``(n, batch)``
     :param terminated: 0 or 1, shape ``(n, batch)``
     :param truncated: 0 or 1, shape ``(n, batch)``
-    :param gamma: Discount factor
+    :param gamma: Discount factor, or one for each sequence, shape ``(batch,)``
     :return: The sum in scaled units, its number of rewards and the discount of the bootstrap, each of shape ``(batch,)``
     """
     alive = alive_mask(terminated, truncated)[:-1]
-    powers = gamma ** th.arange(len(rewards), device=rewards.device, dtype=rewards.dtype)
+    powers = gamma ** th.arange(len(rewards), device=rewards.device, dtype=rewards.dtype).unsqueeze(-1)
     steps = alive.sum(0).long()
     ended = (alive * terminated).amax(0)
-    return NStep((powers.unsqueeze(-1) * alive * rewards).sum(0), steps, gamma**steps * (1 - ended))
+    return NStep((powers * alive * rewards).sum(0), steps, gamma**steps * (1 - ended))
 
 
 def critic_loss(logits: th.Tensor, target: th.Tensor) -> th.Tensor:
@@ -141,7 +143,7 @@ def discrepancy_bonus(gap: th.Tensor, median: th.Tensor, td_error: th.Tensor, co
     ``beta clip(gap - median, -|td|, |td|)``: POME's bonus (Pan et al. 2018, arXiv 1811.07350), all in scaled units.
 
     :param gap: ``|Q_mf - Q_mb|``, shape ``(batch,)``
-    :param median: Its running median, shape ``(1,)``
+    :param median: Its running median, shape ``(1,)`` or, with tasks, ``(batch,)``
     :param td_error: ``y - Q``, shape ``(batch,)``
     :param coef: ``beta``
     :return: To be added to ``y``, shape ``(batch,)``; for ``beta <= 1`` it never flips the sign of ``y - Q``
@@ -175,11 +177,11 @@ def policy_terms(
     The entropy is SAC's (arXiv 1812.05905), the range that divides Q is TD-MPC2's (arXiv 2310.16828).
 
     :param model: Policy and critics; no gradient reaches the critics' parameters
-    :param z: ``h(o)``, shape ``(batch, latent_dim)``
+    :param z: ``h(o)``, shape ``(batch, z_dim)``
     :param anchor: Parameters of ``pi_bar(. | h_bar(o))``, shape ``(batch, params_dim)``
     :param noise: From ``codec.noise``, shape ``(batch, noise_dim)``; not read for enumerable actions
-    :param q_range: ``S`` in scaled units, shape ``(1,)``
-    :param ent_coef: ``alpha``, shape ``(1,)``
+    :param q_range: ``S`` in scaled units, shape ``(1,)`` or, with tasks, ``(batch,)``
+    :param ent_coef: ``alpha``, likewise
     :return: The terms, each of shape ``(batch,)``
     """
     codec: ActionCodec = model.codec
@@ -195,7 +197,7 @@ def policy_terms(
     a, log_prob = codec.sample(params, noise)
     q = decode(model.critic_logits(model.features(z, a), frozen=True), model.bins).mean(0)
     if isinstance(codec, GaussianActions):
-        entropy, penalty = -log_prob, MEAN_PENALTY * params.chunk(2, -1)[0].square().sum(-1)
+        entropy, penalty = -log_prob, MEAN_PENALTY * codec.gaussian(params)[0].square().sum(-1)
     else:
         entropy, penalty = codec.entropy(params), th.zeros_like(kl)
     return PolicyTerms(q / q_range + ent_coef * entropy, entropy, kl, penalty)
@@ -214,3 +216,23 @@ def trust_region_loss(terms: PolicyTerms, target_kl: float | None, kl_coef: th.T
     if target_kl is not None:
         loss = th.where(terms.kl < target_kl, loss, kl_coef * terms.kl)
     return (loss + terms.penalty).mean()
+
+
+def excess_entropy(entropy: th.Tensor, target: float | th.Tensor, tasks: th.Tensor | None, n_tasks: int) -> th.Tensor:
+    """
+    The gradient of the temperature's loss ``log(alpha) (H - H*)`` (SAC, arXiv 1812.05905), for each task by itself: a task
+    that has become certain must not be kept from it, nor a task that is lost be hurried, by what its neighbours do.
+
+    :param entropy: Of each state, in nats, shape ``(batch,)``
+    :param target: ``H*``, or that of each task, shape ``(n_tasks,)``
+    :param tasks: Ids of the tasks, shape ``(batch,)``; ``None`` without tasks
+    :param n_tasks: How many there are
+    :return: Mean excess over ``H*`` of each task, 0 where the batch has none of its states, shape ``(n_tasks,)``
+    """
+    if tasks is None:
+        return (entropy.mean() - target).view(1)
+    excess = entropy - (target[tasks] if isinstance(target, th.Tensor) else target)
+    sums, counts = entropy.new_zeros(n_tasks), entropy.new_zeros(n_tasks)
+    sums.index_add_(0, tasks, excess)
+    counts.index_add_(0, tasks, th.ones_like(excess))
+    return sums / counts.clamp_min(1)

@@ -17,15 +17,7 @@ from stable_baselines3.common.utils import LinearSchedule, explained_variance, o
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_m3po.actions import PersistentNoise
-from sb3_m3po.buffers import (
-    HybridDictRolloutBuffer,
-    HybridRolloutBuffer,
-    Observations,
-    ReplayMemory,
-    copied,
-    original_observations,
-    put,
-)
+from sb3_m3po.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
 from sb3_m3po.checks import (
     check_classes,
     check_memory,
@@ -36,8 +28,13 @@ from sb3_m3po.checks import (
     initial_ent_coef,
     warn_of_reward_normalisation,
 )
+from sb3_m3po.growth import check_growth, take_over
 from sb3_m3po.learner import Learner
-from sb3_m3po.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, PlanningSwitch, WorldModelPolicy
+from sb3_m3po.memory import ReplayMemory
+from sb3_m3po.observations import Observations, copied, original_observations, put
+from sb3_m3po.planning import PlanningSwitch
+from sb3_m3po.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, WorldModelPolicy
+from sb3_m3po.tasks import TaskTable, find_tasks
 
 SelfM3PO = TypeVar("SelfM3PO", bound="M3PO")
 
@@ -70,6 +67,8 @@ class M3PO(OnPolicyAlgorithm):
     :param plan_rollouts: Whether actions are planned while collecting
     :param planner_kwargs: ``n_samples, horizon, n_iterations, n_effective, min_std`` of the planner,
         see :class:`~sb3_m3po.planner.PlannerConfig`
+    :param task_key: Key of the task's id in a Dict observation; without it there is a single task
+    :param n_tasks: Length of the one-hot of the task that ends a vector observation; ``None`` if there is none
     :param max_grad_norm: The maximum value for the gradient clipping
     :param use_sde: Not supported, must be False
     :param rollout_buffer_class: A subclass of HybridRolloutBuffer or its Dict twin; chosen automatically if ``None``
@@ -113,6 +112,8 @@ class M3PO(OnPolicyAlgorithm):
         bonus_coef: float = 0.0,
         plan_rollouts: bool = False,
         planner_kwargs: dict[str, Any] | None = None,
+        task_key: str = "task",
+        n_tasks: int | None = None,
         max_grad_norm: float = 20.0,
         use_sde: bool = False,
         rollout_buffer_class: type[HybridRolloutBuffer] | type[HybridDictRolloutBuffer] | None = None,
@@ -162,10 +163,12 @@ class M3PO(OnPolicyAlgorithm):
         self.bonus_coef = bonus_coef
         self.plan_rollouts = plan_rollouts
         self.planner_kwargs = planner_kwargs
+        self.task_key = task_key
+        self.n_tasks = n_tasks
+        # While only new tasks learn: how many came before them
+        self._n_frozen_tasks = 0
         # Updates that collected transitions have paid for and that are still due
         self._update_credits = 0.0
-        # Whether a nonzero reward has set the return scale
-        self._scale_is_known = False
         self._warned_of_reward_normalisation = False
         if _init_setup_model:
             self._setup_model()
@@ -184,6 +187,7 @@ class M3PO(OnPolicyAlgorithm):
             HybridDictRolloutBuffer if isinstance(self.observation_space, spaces.Dict) else HybridRolloutBuffer
         )
         self.rollout_buffer_class = buffer_class
+        tasks = find_tasks(self.observation_space, self.task_key, self.n_tasks)
         self.rollout_buffer = buffer_class(  # type: ignore[assignment]
             self.n_steps or max(1, 256 // self.n_envs),
             self.observation_space,  # type: ignore[arg-type]
@@ -192,7 +196,7 @@ class M3PO(OnPolicyAlgorithm):
             gamma=self.gamma,
             gae_lambda=self.gae_lambda,
             n_envs=self.n_envs,
-            **{"memory_size": self.buffer_size, **self.rollout_buffer_kwargs},
+            **{"memory_size": self.buffer_size, "tasks": tasks, **self.rollout_buffer_kwargs},
         )
         self.rollout_buffer.memory.warn_if_too_large()
         if max(self.horizon, self.n_step_returns) > self.rollout_buffer.memory.capacity:
@@ -206,9 +210,13 @@ class M3PO(OnPolicyAlgorithm):
             self.lr_schedule,
             gamma=self.gamma,
             planner_kwargs=self.planner_kwargs,
+            task_key=self.task_key,
+            n_tasks=self.n_tasks,
             **self.policy_kwargs,
         ).to(self.device)
         self.policy.generator = self._generator
+        if self._n_frozen_tasks:
+            self.policy.train_new_tasks_only(self._n_frozen_tasks)
         codec = self.policy.world_model.codec
         self._exploration_noise = PersistentNoise(codec.noise_dim)
         self.policy.log_ent_coef.data.fill_(np.log(max(initial_ent_coef(self.ent_coef, codec.ent_coef), 1e-30)))
@@ -226,6 +234,11 @@ class M3PO(OnPolicyAlgorithm):
 
     def _maybe_recommend_cpu(self, mlp_class_name: str = "") -> None:
         """Nothing to recommend: batches are large enough for either device."""
+
+    @property
+    def task_table(self) -> TaskTable | None:
+        """:return: The tasks by their ids, ``None`` for a model of a single task"""
+        return None if self.policy.tasks is None else self.policy.tasks.table
 
     @property
     def replay_buffer(self) -> ReplayMemory:
@@ -350,7 +363,9 @@ class M3PO(OnPolicyAlgorithm):
         # The model plans only once it has learned
         if not (self.plan_rollouts and self._n_updates > 0):
             codec, starts = self.policy.world_model.codec, np.asarray(self._last_episode_starts)
-            memory = codec.noise_persistence(self.policy.lag_correlation.item())
+            tasks, slowness = self.policy.task_ids(obs_tensor), self.policy.lag_correlation
+            slowness = slowness.expand(self.n_envs) if tasks is None else slowness[tasks]
+            memory = [codec.noise_persistence(value) for value in slowness.tolist()]
             normal = self._exploration_noise.draw(starts, memory, self._generator)
             return self.policy(obs_tensor, noise=codec.noise_from_normal(normal))
         actions, values, log_probs, planned = self.policy.act_by_plan(obs_tensor)
@@ -433,18 +448,13 @@ class M3PO(OnPolicyAlgorithm):
             group["lr"] = group["speed"] * self.lr_schedule(self._current_progress_remaining)
 
     def _sync(self) -> None:
-        """Copy the networks to their bars and move to the return scale of what is in memory."""
-        memory, old = self.replay_buffer, self.policy.return_scale.item()
-        found = memory.return_scale(self.gamma)
-        # 1 until a reward is nonzero, and never shrinking from then on
-        scale = max(found, old) if self._scale_is_known else (found or 1.0)
-        if not self._scale_is_known:
-            # What was learned without a reward is in no unit: nothing to convert
-            self.policy.return_scale.fill_(scale)
-        self._scale_is_known = self._scale_is_known or found > 0
-        self.policy.sync(scale, memory.has_terminated or bool(self.policy.world_model.can_terminate))
-        self.policy.lag_correlation.fill_(memory.lag_correlation())
-        self.logger.record("world_model/return_scale", scale)
+        """Copy the networks to their bars and move to the return scales of what is in memory."""
+        memory, policy, table = self.replay_buffer, self.policy, self.task_table
+        policy.sync(memory.return_scale(self.gamma if table is None else table.gammas(self.gamma)), memory.has_terminated)
+        policy.lag_correlation.copy_(th.as_tensor(memory.lag_correlation()))
+        for task, scale in enumerate(policy.return_scale.tolist()):
+            where = "world_model" if table is None else f"world_model/{table[task].name}"
+            self.logger.record(f"{where}/return_scale", scale)
 
     def _learner(self) -> Learner:
         return Learner(
@@ -475,11 +485,33 @@ class M3PO(OnPolicyAlgorithm):
         # One call of train() may cover several sync periods; of a coefficient the newest value tells more than their mean
         (self.logger.record if key.endswith("_coef") else self.logger.record_mean)(key, value)
 
+    # ------------------------------------------------------------- new tasks
+
+    def add_tasks(self, env: GymEnv, train: str = "all") -> None:
+        """
+        Take in new tasks and go on with their environments; the replay memory begins anew.
+
+        The embedding of a new task starts as the mean of the known ones.
+
+        :param env: Environments whose task table begins with this model's and goes on with the new tasks, of the same
+            widths: ``make_multitask_vec_env(tasks, like=model)``. They may be of the new tasks only, or of known ones too
+        :param train: ``"all"``, or ``"new"`` to let only the new embeddings and the networks' output layers learn
+        :raises ValueError: if the tasks do not fit, with the reason
+        """
+        env = self._wrap_env(env, self.verbose)
+        check_growth(self, env.observation_space, env.action_space, train)
+        old = self.policy
+        self._n_frozen_tasks = len(old.tasks.table) if train == "new" and old.tasks is not None else 0
+        self.observation_space, self.n_envs = env.observation_space, env.num_envs
+        self.set_env(env)
+        self._setup_model()
+        take_over(self.policy, old)
+
     # ----------------------------------------------------- planning and saving
 
     def set_planning(self, samples: int | None = 64, iterations: int = 2, milliseconds: float | None = None) -> PlanningSwitch:
         """
-        Let the predictions that follow plan, or not: see :meth:`WorldModelPolicy.set_planning`.
+        Let the predictions that follow plan, or not: see :meth:`~sb3_m3po.planning.PlanningPolicy.set_planning`.
 
         :param samples: Action sequences per iteration; 0 or ``None`` switches planning off
         :param iterations: Rounds of drawing

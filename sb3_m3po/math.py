@@ -101,7 +101,7 @@ def gaussian_kl(mean_p: th.Tensor, log_std_p: th.Tensor, mean_q: th.Tensor, log_
     return (log_std_q - log_std_p + 0.5 * (ratio + distance) - 0.5).sum(-1)
 
 
-def kl_bounded_weights(scores: th.Tensor, log_prior: th.Tensor, bound: float, n_levels: int = 32) -> th.Tensor:
+def kl_bounded_weights(scores: th.Tensor, log_prior: th.Tensor, bound: float | th.Tensor, n_levels: int = 32) -> th.Tensor:
     """
     Weights ``w ~ prior exp(score / eta)`` with the smallest temperature ``eta`` for which ``KL(w || prior) <= bound``.
 
@@ -111,7 +111,7 @@ def kl_bounded_weights(scores: th.Tensor, log_prior: th.Tensor, bound: float, n_
 
     :param scores: In any unit, shape ``(batch, n)``
     :param log_prior: Log-probabilities, shape ``(batch, n)``
-    :param bound: In nats
+    :param bound: In nats, or one for each row, shape ``(batch, 1)``
     :param n_levels: Temperatures tried at once; a second round tries as many between two neighbours of the first
     :return: Weights that sum to one, shape ``(batch, n)``
     """

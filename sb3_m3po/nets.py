@@ -119,50 +119,68 @@ class RunningNorm(nn.Module):
     :param shape: Shape of one observation
     :param clip: Normalised entries are clipped to ``[-clip, clip]``
     :param min_std: Floor of the standard deviation, in units of the observation
+    :param n_tasks: ``None`` for one set of statistics; else one for each task, and the methods take the tasks' ids
     """
 
-    def __init__(self, shape: tuple[int, ...], clip: float = 10.0, min_std: float = 1e-2):
+    def __init__(self, shape: tuple[int, ...], clip: float = 10.0, min_std: float = 1e-2, n_tasks: int | None = None):
         super().__init__()
         self.clip = clip
         self.min_std = min_std
+        self.per_task = n_tasks is not None
         self.count: th.Tensor
         self.mean: th.Tensor
         self.var: th.Tensor
         self.shift: th.Tensor
         self.scale: th.Tensor
-        self.register_buffer("count", th.zeros(1, dtype=th.float64))
-        self.register_buffer("mean", th.zeros(shape, dtype=th.float64))
-        self.register_buffer("var", th.ones(shape, dtype=th.float64))
-        self.register_buffer("shift", th.zeros(shape))
-        self.register_buffer("scale", th.ones(shape))
+        tasks = () if n_tasks is None else (n_tasks,)
+        self.register_buffer("count", th.zeros(n_tasks or 1, dtype=th.float64))
+        self.register_buffer("mean", th.zeros((*tasks, *shape), dtype=th.float64))
+        self.register_buffer("var", th.ones((*tasks, *shape), dtype=th.float64))
+        self.register_buffer("shift", th.zeros((*tasks, *shape)))
+        self.register_buffer("scale", th.ones((*tasks, *shape)))
 
     @th.no_grad()
-    def update(self, observations: np.ndarray) -> None:
+    def update(self, observations: np.ndarray, tasks: np.ndarray | None = None) -> None:
         """
         Merge the mean and the variance of new data into the running ones (Chan et al. 1979).
 
         :param observations: New data, in units of the observation, shape ``(batch, *shape)``
+        :param tasks: Their tasks' ids, shape ``(batch,)``
         """
         x = th.as_tensor(observations, dtype=th.float64, device=self.mean.device)
+        if tasks is None:
+            self._merge(x, self.count, self.mean, self.var)
+            return
+        for task in np.unique(tasks).tolist():
+            mine = th.as_tensor(tasks == task, device=x.device)
+            self._merge(x[mine], self.count[task], self.mean[task], self.var[task])
+
+    @staticmethod
+    def _merge(x: th.Tensor, count: th.Tensor, mean: th.Tensor, var: th.Tensor) -> None:
+        """Change the statistics in place."""
         # Chan et al. (1979), as in SB3's RunningMeanStd
-        total = self.count + len(x)
-        delta = x.mean(0) - self.mean
-        m2 = self.var * self.count + x.var(0, correction=0) * len(x) + delta.square() * self.count * len(x) / total
-        self.mean += delta * len(x) / total
-        self.var.copy_(m2 / total)
-        self.count.copy_(total)
+        total = count + len(x)
+        delta = x.mean(0) - mean
+        m2 = var * count + x.var(0, correction=0) * len(x) + delta.square() * count * len(x) / total
+        mean += delta * len(x) / total
+        var.copy_(m2 / total)
+        count.copy_(total)
 
     @th.no_grad()
     def freeze(self) -> None:
         """Apply the statistics seen so far."""
-        if self.count > 0:
-            self.shift.copy_(self.mean)
-            self.scale.copy_(self.var.sqrt().clamp_min(self.min_std))
+        seen = self.count > 0
+        if self.per_task:
+            seen = seen.view(-1, *[1] * (self.mean.dim() - 1))
+        self.shift.copy_(th.where(seen, self.mean, self.shift))
+        self.scale.copy_(th.where(seen, self.var.sqrt().clamp_min(self.min_std), self.scale))
 
-    def forward(self, x: th.Tensor) -> th.Tensor:
+    def forward(self, x: th.Tensor, tasks: th.Tensor | None = None) -> th.Tensor:
         """
         :param x: Observations, shape ``(batch, *shape)``
+        :param tasks: Their tasks' ids, shape ``(batch,)``
         :return: Normalised by the frozen statistics and clipped, same shape
         """
+        shift, scale = (self.shift, self.scale) if tasks is None else (self.shift[tasks], self.scale[tasks])
         # The floor again: parameters set by hand may be anything
-        return ((x - self.shift) / self.scale.clamp_min(self.min_std)).clamp(-self.clip, self.clip)
+        return ((x - shift) / scale.clamp_min(self.min_std)).clamp(-self.clip, self.clip)

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch as th
 
 from sb3_m3po.actions import ActionCodec, CategoricalActions, GaussianActions
-from sb3_m3po.math import gaussian_kl, gaussian_log_prob, kl_bounded_weights, log_det_tanh
+from sb3_m3po.math import kl_bounded_weights
 
 
 class PlanningModel(Protocol):
@@ -104,20 +104,19 @@ class Plan:
 @dataclass
 class GaussianPlan(Plan):
     """
-    :param mean: Before the squashing, shape ``(batch, input_dim)``
-    :param log_std: Likewise
+    :param codec: Knows how to read its parameters
+    :param params: Shape ``(batch, params_dim)``
     """
 
-    mean: th.Tensor
-    log_std: th.Tensor
+    codec: GaussianActions
+    params: th.Tensor
 
     def mode(self) -> th.Tensor:
-        return th.tanh(self.mean)
+        return self.codec.mode(self.params)
 
     def sample(self, generator: th.Generator | None = None) -> tuple[th.Tensor, th.Tensor]:
-        noise = th.randn(self.mean.shape, generator=generator).to(self.mean.device)
-        u = self.mean + self.log_std.exp() * noise
-        return th.tanh(u), gaussian_log_prob(u, self.mean, self.log_std) - log_det_tanh(u)
+        noise = self.codec.noise((len(self.params),), generator).to(self.params.device)
+        return self.codec.sample(self.params, noise)
 
 
 @dataclass
@@ -170,7 +169,7 @@ def plan(
     model: PlanningModel,
     codec: ActionCodec,
     z: th.Tensor,
-    gamma: float,
+    gamma: float | th.Tensor,
     config: PlannerConfig,
     noise: NoiseSource,
     deadline: float | None = None,
@@ -185,7 +184,7 @@ def plan(
     :param model: The three verbs
     :param codec: Action codec
     :param z: Latents, shape ``(batch, ...)``
-    :param gamma: Discount factor
+    :param gamma: Discount factor, or one for each row, shape ``(batch,)``
     :param config: Budget
     :param noise: Source of the sampling noise
     :param deadline: ``time.perf_counter()``, in seconds, after which no further iteration starts; replaces ``n_iterations``
@@ -198,10 +197,10 @@ def plan(
         done = len(parts) >= config.n_iterations if deadline is None else time.perf_counter() >= deadline
         if done:
             break
-        focus = _refit(codec, _Trajectories.join(parts), config)
+        focus = _refit(codec, _Trajectories.join(parts), prior, config)
     trajectories = _Trajectories.join(parts)
     if isinstance(codec, GaussianActions):
-        return _gaussian_plan(trajectories, prior, config)
+        return _gaussian_plan(codec, trajectories, prior, config)
     return _categorical_plan(codec, trajectories, prior, config)
 
 
@@ -210,7 +209,7 @@ def _imagine(
     codec: ActionCodec,
     z: th.Tensor,
     prior: th.Tensor,
-    gamma: float,
+    gamma: float | th.Tensor,
     noise: th.Tensor,
     focus: th.Tensor | None,
 ) -> _Trajectories:
@@ -222,6 +221,7 @@ def _imagine(
     weight = th.ones_like(score)
     actions = []
     root_params = prior.repeat_interleave(n, 0)
+    gamma = gamma.repeat_interleave(n) if isinstance(gamma, th.Tensor) else gamma
     z = z.repeat_interleave(n, 0)
     for h in range(horizon):
         params = model.prior(z) if h else root_params
@@ -230,7 +230,7 @@ def _imagine(
         step_noise = noise[h].to(z.device).expand(batch, n, noise_dim).reshape(batch * n, noise_dim)
         a, plain = codec.draw(params, step_noise)
         if h == 0 and focus is None and isinstance(codec, CategoricalActions):
-            a = plain = _cover_first_actions(codec, a.view(batch, n, -1), own).flatten(0, 1)
+            a = plain = _cover_first_actions(codec, a.view(batch, n, -1), own, prior).flatten(0, 1)
         actions.append(plain)
         z, reward, termination = model.step(z, a)
         score = score + weight * reward
@@ -239,13 +239,17 @@ def _imagine(
     return _Trajectories(th.stack(actions).view(horizon, batch, n, -1), score.view(batch, n), own)
 
 
-def _cover_first_actions(codec: CategoricalActions, a: th.Tensor, own: th.Tensor) -> th.Tensor:
-    """Where the joint actions are few, the wide half tries each of them first, in turn; ``a`` is ``(batch, n, dim)``."""
+def _cover_first_actions(codec: CategoricalActions, a: th.Tensor, own: th.Tensor, prior: th.Tensor) -> th.Tensor:
+    """
+    Where the joint actions are few, the wide half tries each possible one first, in turn; ``a`` is ``(batch, n, dim)``.
+    """
     n_wide = int((~own).sum())
     if not codec.enumerable or codec.n_joint > n_wide:
         return a
+    cover = codec.joint_inputs[th.arange(n_wide, device=a.device) % codec.n_joint]  # (n_wide, dim)
+    possible = codec.possible(prior).float() @ cover.T > codec.n_factors - 0.5  # (batch, n_wide)
     a = a.clone()
-    a[:, ~own] = codec.joint_inputs[th.arange(n_wide, device=a.device) % codec.n_joint]
+    a[:, ~own] = th.where(possible.unsqueeze(-1), cover, a[:, ~own])
     return a
 
 
@@ -256,7 +260,7 @@ def _weights(trajectories: _Trajectories, config: PlannerConfig) -> th.Tensor:
     return kl_bounded_weights(scores, log_uniform, math.log(config.n_samples / config.n_effective))
 
 
-def _refit(codec: ActionCodec, trajectories: _Trajectories, config: PlannerConfig) -> th.Tensor:
+def _refit(codec: ActionCodec, trajectories: _Trajectories, prior: th.Tensor, config: PlannerConfig) -> th.Tensor:
     """
     :return: Parameters to draw the wide half of the next iteration from, shape ``(horizon, batch, params_dim)``
     """
@@ -264,10 +268,10 @@ def _refit(codec: ActionCodec, trajectories: _Trajectories, config: PlannerConfi
     mean = (w * trajectories.actions).sum(2)  # (horizon, batch, dim)
     if isinstance(codec, GaussianActions):
         var = (w * (trajectories.actions - mean.unsqueeze(2)).square()).sum(2)
-        return th.cat([mean, var.sqrt().clamp_min(config.min_std).log()], -1)
+        prior = prior.expand(len(mean), *prior.shape)
+        return codec.with_gaussian(prior, mean, var.sqrt().clamp_min(config.min_std).log())
     # A little of the uniform keeps every action possible
-    mixture = 0.9 * mean + 0.1 * codec.uniform.flatten()
-    return mixture.clamp_min(1e-30).log() + codec.penalty.flatten()
+    return codec.mixed_with_uniform(mean, 0.1, prior)
 
 
 def _gain(trajectories: _Trajectories, planned: th.Tensor) -> th.Tensor:
@@ -275,14 +279,16 @@ def _gain(trajectories: _Trajectories, planned: th.Tensor) -> th.Tensor:
     return planned - own
 
 
-def _gaussian_plan(trajectories: _Trajectories, prior: th.Tensor, config: PlannerConfig) -> GaussianPlan:
+def _gaussian_plan(
+    codec: GaussianActions, trajectories: _Trajectories, prior: th.Tensor, config: PlannerConfig
+) -> GaussianPlan:
     w = _weights(trajectories, config)
     u = trajectories.actions[0]  # (batch, n, dim)
     mean = (w.unsqueeze(-1) * u).sum(1)
     var = (w.unsqueeze(-1) * (u - mean.unsqueeze(1)).square()).sum(1)
-    log_std = var.sqrt().clamp_min(config.min_std).log()
-    kl = gaussian_kl(mean, log_std, *prior.chunk(2, -1))
-    return GaussianPlan(_gain(trajectories, (w * trajectories.scores).sum(-1)), kl, mean, log_std)
+    params = codec.with_gaussian(prior, mean, var.sqrt().clamp_min(config.min_std).log())
+    gain = _gain(trajectories, (w * trajectories.scores).sum(-1))
+    return GaussianPlan(gain, codec.kl(params, prior), codec, params)
 
 
 def _categorical_plan(
@@ -295,7 +301,7 @@ def _categorical_plan(
     score = (same @ (w * trajectories.scores).unsqueeze(-1) / (same @ w.unsqueeze(-1))).squeeze(-1)
     log_prior = codec.log_prob(prior.unsqueeze(1), candidates) - same.sum(-1).log()
     log_prior = log_prior.clamp_min(-30.0).log_softmax(-1)
-    bound = min(math.log(config.n_samples / config.n_effective), 0.5 * codec.max_entropy)
+    bound = (0.5 * codec.max_entropy_at(prior)).clamp_max(math.log(config.n_samples / config.n_effective))
     weights = kl_bounded_weights(score, log_prior, bound)
     kl = (weights * (weights.clamp_min(1e-12).log() - log_prior)).sum(-1)
     return CategoricalPlan(_gain(trajectories, (weights * score).sum(-1)), kl, candidates, weights, same)

@@ -1,8 +1,6 @@
 """The policy object: SB3's outer shape around the implicit world model, its frozen copy and the planning switch."""
 
 import copy
-import time
-import warnings
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,9 +18,12 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_m3po.actions import GaussianActions, SquashedGaussian, make_action_codec
+from sb3_m3po.actions import GaussianActions, SquashedGaussian
+from sb3_m3po.masked_actions import make_action_codec
 from sb3_m3po.nets import RunningNorm
-from sb3_m3po.planner import NoiseSource, Plan, PlannerConfig, plan
+from sb3_m3po.planner import Plan, PlannerConfig
+from sb3_m3po.planning import PlanningPolicy, not_nan
+from sb3_m3po.tasks import find_tasks
 from sb3_m3po.world_model import Sizes, WorldModel
 
 #: Learning rates in relation to the networks'. A temperature that falls at once leaves the policy certain before the critics
@@ -33,21 +34,7 @@ ENT_COEF_SPEED, KL_COEF_SPEED, ENCODER_SPEED = 1.0, 10.0, 0.3
 _PLAIN = "observation"
 
 
-class PlanningSwitch:
-    """What :meth:`WorldModelPolicy.set_planning` returns: leaving it as a context restores what was before."""
-
-    def __init__(self, policy: "WorldModelPolicy", before: tuple[PlannerConfig | None, float | None]):
-        self._policy = policy
-        self._before = before
-
-    def __enter__(self) -> "PlanningSwitch":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._policy._planning, self._policy._planning_milliseconds = self._before
-
-
-class WorldModelPolicy(ActorCriticPolicy):
+class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
     """
     Policy and implicit world model of M3PO.
 
@@ -72,16 +59,21 @@ class WorldModelPolicy(ActorCriticPolicy):
     :param encoder_arch: Hidden layers between features extractor and latent
     :param model_arch: Hidden layers of the dynamics; the last is the width of the model's value network too
     :param n_critics: Members of the critic ensemble
-    :param gamma: Discount factor, for planning
+    :param task_embedding_dim: Width of a task's embedding; without tasks there is none
+    :param task_key: Key of the task's id in a Dict observation
+    :param n_tasks: Length of the one-hot of the task that ends a vector observation; ``None`` if there is none
+    :param gamma: Discount factor, for planning; that of the tasks that have none of their own
     :param planner_kwargs: See :class:`~sb3_m3po.planner.PlannerConfig`
     """
 
     default_extractor: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
     return_scale: th.Tensor
+    scale_is_known: th.Tensor
     bar_scale: th.Tensor
     q_range: th.Tensor
     gap_median: th.Tensor
     lag_correlation: th.Tensor
+    gammas: th.Tensor
 
     def __init__(
         self,
@@ -102,6 +94,9 @@ class WorldModelPolicy(ActorCriticPolicy):
         encoder_arch: list[int] | None = None,
         model_arch: list[int] | None = None,
         n_critics: int = 2,
+        task_embedding_dim: int = 32,
+        task_key: str = "task",
+        n_tasks: int | None = None,
         gamma: float = 0.99,
         planner_kwargs: dict[str, Any] | None = None,
     ):
@@ -109,15 +104,22 @@ class WorldModelPolicy(ActorCriticPolicy):
             raise ValueError("M3PO does not support generalized State-Dependent Exploration: pass use_sde=False")
         if not share_features_extractor:
             raise ValueError("M3PO's policy, model and critics share one latent: pass share_features_extractor=True")
-        self.sizes = Sizes(latent_dim=latent_dim, n_critics=n_critics)
+        self.sizes = Sizes(latent_dim=latent_dim, n_critics=n_critics, task_embedding_dim=task_embedding_dim)
         self.sizes.encoder_arch = self.sizes.encoder_arch if encoder_arch is None else list(encoder_arch)
         self.sizes.model_arch = self.sizes.model_arch if model_arch is None else list(model_arch)
+        self.task_key, self.n_tasks = task_key, n_tasks
+        #: Tells the tasks of observations; ``None`` for a single task
+        self.tasks = find_tasks(observation_space, task_key, n_tasks)
+        #: What the networks see of an observation
+        self.seen_space = observation_space if self.tasks is None else self.tasks.seen(observation_space)
         self.gamma = gamma
         self.planner_kwargs = {} if planner_kwargs is None else planner_kwargs
         self.planner_config = PlannerConfig(**self.planner_kwargs)
         self._planning: PlannerConfig | None = None
         self._planning_milliseconds: float | None = None
         self._noise_bank: dict[tuple[int, int, int], th.Tensor] = {}
+        #: How many tasks keep their embedding while only those that came later learn; 0 while everything learns
+        self.n_frozen_tasks = 0
         #: Random generator of the actions taken while collecting; ``None`` is the global one
         self.generator: th.Generator | None = None
         if net_arch is None:
@@ -146,19 +148,25 @@ class WorldModelPolicy(ActorCriticPolicy):
             self.sizes.pi_arch, self.sizes.critic_arch = self.net_arch.get("pi", []), self.net_arch.get("vf", [])
         else:
             self.sizes.pi_arch = self.sizes.critic_arch = list(self.net_arch)
-        codec = make_action_codec(self.action_space, self.log_std_init)
+        table = None if self.tasks is None else self.tasks.table
+        n_tasks = None if table is None else len(table)
+        codec = make_action_codec(self.action_space, self.log_std_init, table)
         if isinstance(self.action_space, spaces.Box):
             self._squash_output = True
             self.action_dist = SquashedGaussian(codec.input_dim)
-        self.norms = nn.ModuleDict({key: RunningNorm(s.shape) for key, s in self._normalized_spaces().items()})
-        self.world_model = WorldModel(self.features_dim, codec, self.sizes, self.activation_fn)
+        vectors = self._normalized_spaces()
+        self.norms = nn.ModuleDict({key: RunningNorm(part.shape, n_tasks=n_tasks) for key, part in vectors.items()})
+        self.world_model = WorldModel(self.features_dim, codec, self.sizes, self.activation_fn, n_tasks)
         self.bar = copy.deepcopy(self.world_model).requires_grad_(False).eval()
         self.bar_features_extractor = copy.deepcopy(self.features_extractor).requires_grad_(False).eval()
-        self.log_ent_coef, self.log_kl_coef = nn.Parameter(th.zeros(1)), nn.Parameter(th.zeros(1))
+        n = n_tasks or 1
+        self.log_ent_coef, self.log_kl_coef = nn.Parameter(th.zeros(n)), nn.Parameter(th.zeros(1))
         for name in ("return_scale", "bar_scale", "q_range"):  # what one scaled unit is worth: now, and for the copies
-            self.register_buffer(name, th.ones(1))
-        for name in ("gap_median", "lag_correlation"):
-            self.register_buffer(name, th.zeros(1))
+            self.register_buffer(name, th.ones(n))
+        for name in ("scale_is_known", "gap_median", "lag_correlation"):  # known: from the first nonzero reward on
+            self.register_buffer(name, th.zeros(n))
+        gammas = [self.gamma] if table is None else table.gammas(self.gamma)
+        self.register_buffer("gammas", th.as_tensor(gammas, dtype=th.float32), persistent=False)
 
         # The policy and the critics; the model learns in a phase of its own
         kwargs, model = self.optimizer_kwargs, self.world_model
@@ -172,7 +180,7 @@ class WorldModelPolicy(ActorCriticPolicy):
 
     def _normalized_spaces(self) -> dict[str, spaces.Box]:
         """Vectors and other Boxes that are no images."""
-        space = self.observation_space
+        space = self.seen_space
         parts = space.spaces if isinstance(space, spaces.Dict) else {_PLAIN: space}
         return {
             key: part
@@ -199,6 +207,9 @@ class WorldModelPolicy(ActorCriticPolicy):
             encoder_arch=sizes.encoder_arch,
             model_arch=sizes.model_arch,
             n_critics=sizes.n_critics,
+            task_embedding_dim=sizes.task_embedding_dim,
+            task_key=self.task_key,
+            n_tasks=self.n_tasks,
             gamma=self.gamma,
             planner_kwargs=self.planner_kwargs,
         )
@@ -212,33 +223,62 @@ class WorldModelPolicy(ActorCriticPolicy):
             self.bar_features_extractor.eval()
         return self
 
+    def train_new_tasks_only(self, n_known: int) -> None:
+        """
+        Let only output layers learn, and the embeddings of the tasks behind the known ones; for good.
+
+        :param n_known: How many tasks keep their embedding
+        """
+        self.n_frozen_tasks, model = n_known, self.world_model
+        self.requires_grad_(False)
+        outputs = (model.heads, model.value_head, model.actor[-1], model.critics.weights[-1], model.critics.biases[-1])
+        for part in (*outputs, model.task_embedding, self.log_ent_coef, self.log_kl_coef):
+            part.requires_grad_(True)
+
     # ---------------------------------------------------------------- latents
 
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        """:return: The features extractor, of all but the task's id"""
+        return self.features_extractor_class(self.seen_space, **self.features_extractor_kwargs)
+
     def extract_features(  # type: ignore[override]
-        self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None
+        self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None, tasks: th.Tensor | None = None
     ) -> th.Tensor:
         """
         Preprocess as SB3 does, normalise what is a vector by the frozen statistics, extract features.
 
+        :param tasks: Ids of the observations' tasks, shape ``(batch,)``; read from ``obs`` if not given
         :return: Shape ``(batch, features_dim)``
         """
-        prepared = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
+        tasks = self.task_ids(obs) if tasks is None else tasks
+        if isinstance(obs, dict) and isinstance(self.seen_space, spaces.Dict):
+            obs = {key: obs[key] for key in self.seen_space.spaces}
+        prepared = preprocess_obs(obs, self.seen_space, normalize_images=self.normalize_images)
         if isinstance(prepared, dict):
-            prepared = {key: self._norm(key, part) for key, part in prepared.items()}
+            prepared = {key: self._norm(key, part, tasks) for key, part in prepared.items()}
         else:
-            prepared = self._norm(_PLAIN, prepared)
+            prepared = self._norm(_PLAIN, prepared, tasks)
         return (self.features_extractor if features_extractor is None else features_extractor)(prepared)
 
-    def _norm(self, key: str, part: th.Tensor) -> th.Tensor:
-        return self.norms[key](part) if key in self.norms else part
+    def _norm(self, key: str, part: th.Tensor, tasks: th.Tensor | None) -> th.Tensor:
+        return self.norms[key](part, tasks) if key in self.norms else part
+
+    def task_ids(self, obs: PyTorchObs) -> th.Tensor | None:
+        """
+        :return: Ids of the observations' tasks, shape ``(batch,)``; ``None`` without tasks
+        :raises ValueError: for an id outside of the table
+        """
+        return None if self.tasks is None else self.tasks.ids(obs)
 
     def encode(self, obs: PyTorchObs) -> th.Tensor:
-        """:return: ``h(o)``, shape ``(batch, latent_dim)``"""
-        return self.world_model.encode(self.extract_features(obs))
+        """:return: ``h(o)``, shape ``(batch, z_dim)``"""
+        tasks = self.task_ids(obs)
+        return self.world_model.encode(self.extract_features(obs, tasks=tasks), tasks)
 
     def encode_bar(self, obs: PyTorchObs) -> th.Tensor:
-        """:return: ``h_bar(o)`` of the last sync, shape ``(batch, latent_dim)``"""
-        return self.bar.encode(self.extract_features(obs, self.bar_features_extractor))
+        """:return: ``h_bar(o)`` of the last sync, shape ``(batch, z_dim)``"""
+        tasks = self.task_ids(obs)
+        return self.bar.encode(self.extract_features(obs, self.bar_features_extractor, tasks), tasks)
 
     def observe(self, observations: np.ndarray | dict[str, np.ndarray]) -> None:
         """
@@ -247,34 +287,46 @@ class WorldModelPolicy(ActorCriticPolicy):
         :param observations: Shape ``(n_steps, n_envs, ...)``
         """
         parts = observations if isinstance(observations, dict) else {_PLAIN: observations}
+        tasks = None if self.tasks is None else self.tasks.ids(observations)
         for key, part in parts.items():
             if key in self.norms:
                 norm = self.norms[key]
                 assert isinstance(norm, RunningNorm)
-                norm.update(part.reshape(-1, *part.shape[2:]))
+                norm.update(part.reshape(-1, *part.shape[2:]), tasks)
 
-    def sync(self, return_scale: float, can_terminate: bool) -> None:
+    def sync(self, return_scale: np.ndarray, has_terminated: np.ndarray) -> None:
         """
-        Copy the networks to their bars, apply the observation statistics, move to a new return scale.
+        Copy the networks to their bars, apply the observation statistics, move to new return scales.
 
-        :param return_scale: Reward units per scaled unit from now on; it never shrinks
-        :param can_terminate: Whether the task has ever terminated
+        :param return_scale: Of each task, as the memory has it: reward units per scaled unit, 0 while no reward was nonzero.
+            A scale never shrinks. Shape ``(n_tasks,)``
+        :param has_terminated: Whether each task has ever terminated, shape ``(n_tasks,)``
         """
         with th.no_grad():
-            self.world_model.can_terminate.fill_(float(can_terminate))
+            scale = self._next_scale(th.as_tensor(return_scale, dtype=th.float32, device=self.device))
+            self.world_model.can_terminate[th.as_tensor(has_terminated, device=self.device)] = 1.0
             self.bar.load_state_dict(self.world_model.state_dict())
             self.bar_features_extractor.load_state_dict(self.features_extractor.state_dict())
             for norm in self.norms.values():
                 assert isinstance(norm, RunningNorm)
                 norm.freeze()
             self.bar_scale.copy_(self.return_scale)
-            self.return_scale.fill_(return_scale)
+            self.return_scale.copy_(scale)
             self.q_range *= self.bar_ratio
             self.gap_median *= self.bar_ratio
 
+    def _next_scale(self, found: th.Tensor) -> th.Tensor:
+        """:return: 1 until a reward is nonzero, and never shrinking from then on, shape ``(n_tasks,)``"""
+        known = self.scale_is_known > 0
+        fresh = th.where(found > 0, found, th.ones_like(found))
+        # What was learned without a reward is in no unit: nothing to convert
+        self.return_scale.copy_(th.where(known, self.return_scale, fresh))
+        self.scale_is_known.copy_((known | (found > 0)).float())
+        return th.maximum(self.return_scale, found)
+
     @property
     def bar_ratio(self) -> th.Tensor:
-        """:return: ``s_old / s``: turns the bars' values into today's scaled units, shape ``(1,)``"""
+        """:return: ``s_old / s``: turns the bars' values into today's scaled units, shape ``(n_tasks,)``"""
         return self.bar_scale / self.return_scale
 
     # ------------------------------------------------------- SB3's interface
@@ -291,7 +343,7 @@ class WorldModelPolicy(ActorCriticPolicy):
         """
         z = self.encode(obs)
         model = self.world_model
-        params = _not_nan(self.world_model.prior(z))
+        params = not_nan(self.world_model.prior(z))
         if deterministic:
             inputs = model.codec.mode(params)
             actions = model.codec.to_env(inputs)
@@ -314,20 +366,13 @@ class WorldModelPolicy(ActorCriticPolicy):
         inputs, log_prob = planned.sample(self.generator)
         return codec.to_env(inputs), self._values(z), log_prob, planned
 
-    def make_plan(self, z: th.Tensor, config: PlannerConfig, noise: NoiseSource, deadline: float | None = None) -> Plan:
-        """:return: The plan from latents ``z``, see :func:`~sb3_m3po.planner.plan`"""
-        planned = plan(self.world_model, self.world_model.codec, z, self.gamma, config, noise, deadline)
-        _not_nan(planned.gain)
-        return planned
-
     def _values(self, z: th.Tensor) -> th.Tensor:
-        return (self.return_scale * self.world_model.policy_value(z)).unsqueeze(-1)
+        return (self.world_model.at(self.return_scale, z) * self.world_model.policy_value(z)).unsqueeze(-1)
 
     def _distribution(self, params: th.Tensor) -> Distribution:
         codec = self.world_model.codec
         if isinstance(codec, GaussianActions):
-            mean, log_std = params.chunk(2, -1)
-            return SquashedGaussian(codec.input_dim).proba_distribution(mean, log_std)
+            return codec.distribution(params)
         logits = params[..., codec.legal_index]
         dist = self.action_dist
         if isinstance(dist, BernoulliDistribution):
@@ -374,75 +419,10 @@ class WorldModelPolicy(ActorCriticPolicy):
         if self._planning is not None:
             planned = self._plan_for_prediction(z, self._planning)
             return codec.to_env(planned.mode() if deterministic else planned.sample()[0])
-        output = _not_nan(self.world_model.actor(z))
         if deterministic:
-            return codec.to_env(codec.mode(output))
-        params = codec.parameters_from(output)
+            return codec.to_env(codec.mode(not_nan(self.world_model.mode_parameters(z))))
+        params = not_nan(self.world_model.prior(z))
         return codec.to_env(codec.sample(params, codec.noise((len(z),)).to(z.device))[0])
-
-    # -------------------------------------------------------------- planning
-
-    def set_planning(self, samples: int | None = 64, iterations: int = 2, milliseconds: float | None = None) -> PlanningSwitch:
-        """
-        Let the predictions that follow plan, or not. As a context manager, until the context ends.
-
-        With a budget of samples and iterations a deterministic prediction is a pure function of the observation and draws
-        nothing from any global random generator. A budget of milliseconds depends on the machine and can't be pure.
-
-        :param samples: Action sequences per iteration; 0, ``None`` or ``False`` switches planning off, ``True`` means 64
-        :param iterations: Rounds of drawing
-        :param milliseconds: Iterate until so much time has passed since the plan began, instead of ``iterations`` rounds
-        :return: A context manager that restores what was before
-        :raises ValueError: for a budget that is negative, or no time at all
-        """
-        before = (self._planning, self._planning_milliseconds)
-        samples = 64 if samples is True else samples
-        if (samples or 0) < 0 or iterations < 1:
-            raise ValueError(
-                f"samples={samples} must not be negative (0: no planning), and iterations={iterations} at least 1"
-            )
-        if milliseconds is not None and milliseconds <= 0:
-            raise ValueError(f"milliseconds={milliseconds} must be positive; set_planning(0) switches planning off")
-        if not samples:
-            self._planning = self._planning_milliseconds = None
-            return PlanningSwitch(self, before)
-        if milliseconds is not None:
-            warnings.warn(
-                "Planning for a number of milliseconds depends on the machine's speed: predictions are not reproducible. "
-                "Give samples and iterations instead where that matters.",
-                stacklevel=2,
-            )
-        kwargs = {**self.planner_kwargs, "n_samples": samples, "n_iterations": iterations}
-        kwargs["n_effective"] = min(self.planner_config.n_effective, samples)
-        self._planning, self._planning_milliseconds = PlannerConfig(**kwargs), milliseconds
-        return PlanningSwitch(self, before)
-
-    def _plan_for_prediction(self, z: th.Tensor, config: PlannerConfig) -> Plan:
-        """Plan with the fixed noise bank, the same for every row of the batch."""
-        iteration = -1
-
-        def noise(horizon: int, n: int) -> th.Tensor:
-            nonlocal iteration
-            iteration += 1
-            key = (iteration, horizon, n)
-            if key not in self._noise_bank:
-                generator = th.Generator().manual_seed(iteration)
-                self._noise_bank[key] = self.world_model.codec.noise((horizon, 1, n), generator)
-            return self._noise_bank[key]
-
-        deadline = None
-        if self._planning_milliseconds is not None:
-            deadline = time.perf_counter() + self._planning_milliseconds / 1000
-        return self.make_plan(z, config, noise, deadline)
-
-
-def _not_nan(x: th.Tensor) -> th.Tensor:
-    """:raises ValueError: rather than to act on NaN; rl-zoo3 prunes a trial on it"""
-    if x.isnan().any():
-        raise ValueError(
-            "The model's outputs are NaN: the observation holds NaN, or the model has diverged (load an earlier checkpoint)"
-        )
-    return x
 
 
 MlpPolicy = WorldModelPolicy

@@ -180,5 +180,5 @@ def assert_same_model(first: M3PO, second: M3PO) -> None:
     assert_same_tensors(first.policy.state_dict(), second.policy.state_dict())
     for name in ("optimizer", "model_optimizer", "coef_optimizer"):
         assert_same_tensors(getattr(first.policy, name).state_dict(), getattr(second.policy, name).state_dict())
-    for name in ("_n_updates", "_update_credits", "_scale_is_known", "num_timesteps"):
+    for name in ("_n_updates", "_update_credits", "num_timesteps"):
         assert getattr(first, name) == getattr(second, name), name

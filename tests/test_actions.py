@@ -10,7 +10,8 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution, make_proba_distribution
 from torch.distributions import Categorical, kl_divergence
 
-from sb3_m3po.actions import CategoricalActions, GaussianActions, PersistentNoise, SquashedGaussian, make_action_codec
+from sb3_m3po.actions import CategoricalActions, GaussianActions, PersistentNoise, SquashedGaussian
+from sb3_m3po.masked_actions import make_action_codec
 from sb3_m3po.policies import MlpPolicy
 from tests.helpers import VECTOR, tiny_policy_kwargs
 
@@ -360,7 +361,7 @@ def noise_of_steps(persistence: tuple[float, ...], n_steps: int = 6, n_envs: int
     """:return: Shape ``(n_steps, n_envs)``; the second half of the environments begins an episode at each step"""
     noise, generator = PersistentNoise(1), th.Generator().manual_seed(0)
     starts = np.arange(n_envs) >= n_envs // 2
-    return th.stack([noise.draw(starts, persistence, generator).squeeze(-1) for _ in range(n_steps)])
+    return th.stack([noise.draw(starts, [persistence] * n_envs, generator).squeeze(-1) for _ in range(n_steps)])
 
 
 MEMORIES = pytest.mark.parametrize("persistence", [(0.0,), (0.8,), (0.0, 0.8), (0.5, 0.7, 0.9)], ids=str)
@@ -387,7 +388,7 @@ def test_episodes_take_the_persistences_in_turn() -> None:
     for _ in range(7):
         # The second environment goes on, the others begin an episode; the first draw of all begins one for each
         starts = np.array([True, False, True, True])
-        x = th.stack([noise.draw(starts & (step == 0), (0.0, 0.0, 0.99), generator) for step in range(3)])
+        x = th.stack([noise.draw(starts & (step == 0), [(0.0, 0.0, 0.99)] * len(starts), generator) for step in range(3)])
         remembers.append((x.diff(dim=0).abs().mean((0, -1)) < 0.3).tolist())
     first, going_on, third, fourth = zip(*remembers, strict=True)
     assert first == fourth == (False, False, True, False, False, True, False)
@@ -397,8 +398,8 @@ def test_episodes_take_the_persistences_in_turn() -> None:
 
 def test_persistent_noise_begins_anew_with_another_number_of_environments() -> None:
     noise, generator = PersistentNoise(2), th.Generator().manual_seed(0)
-    assert noise.draw(np.ones(3, bool), (0.8,), generator).shape == (3, 2)
-    assert noise.draw(np.zeros(5, bool), (0.8,), generator).shape == (5, 2)
+    assert noise.draw(np.ones(3, bool), [(0.8,)] * 3, generator).shape == (3, 2)
+    assert noise.draw(np.zeros(5, bool), [(0.8,)] * 5, generator).shape == (5, 2)
 
 
 def test_box_noise_remembers_only_where_observations_are_slow() -> None:

@@ -13,7 +13,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_m3po.buffers import HybridRolloutBuffer, ReplayMemory
+from sb3_m3po.buffers import HybridRolloutBuffer
+from sb3_m3po.memory import ReplayMemory
 from tests.helpers import CounterEnv, assert_same_tensors, counters, tiny_model, tiny_policy_kwargs
 
 BOX = spaces.Box(-np.inf, np.inf, (3,), np.float32)
@@ -217,7 +218,7 @@ def test_returns_to_go(rounds: tuple[int, ...], gamma: float) -> None:
     env, obs = counters(), None
     for n_steps in rounds:
         obs = collect(memory, env, n_steps, obs)
-        memory._refresh_returns(gamma)
+        memory._refresh_returns(np.array([gamma]))
         assert np.allclose(memory.returns[memory._order(), 0], by_hand(memory, gamma), rtol=2e-3)
 
 

@@ -8,7 +8,6 @@ import torch as th
 from gymnasium import spaces
 from torch.nn import functional as F
 
-from sb3_m3po.actions import make_action_codec
 from sb3_m3po.losses import (
     ModelTargets,
     PolicyTerms,
@@ -19,6 +18,7 @@ from sb3_m3po.losses import (
     trust_region_loss,
     world_model_loss,
 )
+from sb3_m3po.masked_actions import make_action_codec
 from sb3_m3po.math import two_hot
 from sb3_m3po.world_model import Sizes, WorldModel
 

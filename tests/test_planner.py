@@ -11,7 +11,8 @@ from gymnasium import spaces
 from torch.distributions import Independent, Normal, TransformedDistribution, kl_divergence
 from torch.distributions.transforms import TanhTransform
 
-from sb3_m3po.actions import ActionCodec, CategoricalActions, make_action_codec
+from sb3_m3po.actions import ActionCodec, CategoricalActions, GaussianActions
+from sb3_m3po.masked_actions import make_action_codec
 from sb3_m3po.planner import CategoricalPlan, GaussianPlan, Plan, PlannerConfig, _imagine, plan
 
 HORIZON, DRAWS, GAMMA = 3, 100, 0.9
@@ -184,8 +185,9 @@ def test_equal_scores_leave_gaussian_plans_at_the_proposal(std: float) -> None:
     planned = plan_blindly(BOX, prior)
     assert isinstance(planned, GaussianPlan)
     proposed = math.sqrt(0.5 * std**2 + 0.5 * max(std, 0.5) ** 2)
-    assert th.allclose(planned.mean, mean.expand(20, 2), atol=0.15)
-    assert th.allclose(planned.log_std.exp(), th.full((20, 2), proposed), rtol=0.1)
+    planned_mean, log_std = planned.codec.gaussian(planned.params)
+    assert th.allclose(planned_mean, mean.expand(20, 2), atol=0.15)
+    assert th.allclose(log_std.exp(), th.full((20, 2), proposed), rtol=0.1)
     assert planned.gain.abs().max() < 1e-6
 
 
@@ -195,7 +197,7 @@ def test_standard_deviation_of_a_plan_has_a_floor() -> None:
     config = PlannerConfig(n_samples=64, n_iterations=4, n_effective=1, min_std=0.3)
     planned = plan(model, codec, model.start(5), GAMMA, config, noise_of(codec, 5))
     assert isinstance(planned, GaussianPlan)
-    assert th.allclose(planned.log_std.exp().min(), th.tensor(0.3), atol=1e-3)
+    assert th.allclose(planned.codec.gaussian(planned.params)[1].exp().min(), th.tensor(0.3), atol=1e-3)
 
 
 # ------------------------------------------------------------------- densities
@@ -223,14 +225,17 @@ def test_discrete_samples_have_the_density_that_they_say(space: spaces.Space) ->
 
 
 def gaussian_plan() -> GaussianPlan:
-    mean, log_std = th.tensor([[0.3, -1.0]]).repeat(1_000, 1), th.tensor([[-1.0, 0.2]]).repeat(1_000, 1)
-    return GaussianPlan(th.zeros(1_000), th.zeros(1_000), mean, log_std)
+    codec = make_action_codec(BOX)
+    assert isinstance(codec, GaussianActions)
+    params = th.tensor([[0.3, -1.0, -1.0, 0.2]]).repeat(1_000, 1)
+    return GaussianPlan(th.zeros(1_000), th.zeros(1_000), codec, params)
 
 
 def test_gaussian_samples_have_the_density_that_they_say() -> None:
     planned = gaussian_plan()
     actions, log_prob = planned.sample(th.Generator().manual_seed(0))
-    normal = Normal(planned.mean.double(), planned.log_std.double().exp())
+    mean, log_std = planned.codec.gaussian(planned.params.double())
+    normal = Normal(mean, log_std.exp())
     expected = TransformedDistribution(Independent(normal, 1), TanhTransform()).log_prob(actions.double())
     assert th.allclose(log_prob.double(), expected, atol=1e-2)
     u = th.atanh(actions)
@@ -247,7 +252,8 @@ def test_divergence_from_the_policy_is_logged_right() -> None:
     planned = plan(model, model.codec, model.start(5), GAMMA, PlannerConfig(), noise_of(model.codec, 5))
     assert isinstance(planned, GaussianPlan)
     mean, log_std = model.prior(th.zeros(5)).chunk(2, -1)
-    expected = kl_divergence(Normal(planned.mean, planned.log_std.exp()), Normal(mean, log_std.exp())).sum(-1)
+    planned_mean, planned_log_std = planned.codec.gaussian(planned.params)
+    expected = kl_divergence(Normal(planned_mean, planned_log_std.exp()), Normal(mean, log_std.exp())).sum(-1)
     assert th.allclose(planned.kl, expected, atol=1e-5)
 
 

@@ -167,8 +167,8 @@ def test_box_noise_remembers_where_observations_are_slow(
 ) -> None:
     drawn, draw = [], PersistentNoise.draw
 
-    def recorded(self: PersistentNoise, starts: np.ndarray, persistence: tuple[float, ...], generator: Any) -> th.Tensor:
-        drawn.append(persistence)
+    def recorded(self: PersistentNoise, starts: np.ndarray, persistence: list[tuple[float, ...]], generator: Any) -> th.Tensor:
+        drawn.extend(persistence)
         return draw(self, starts, persistence, generator)
 
     monkeypatch.setattr(PersistentNoise, "draw", recorded)

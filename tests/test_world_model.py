@@ -7,8 +7,9 @@ from gymnasium import spaces
 from torch import nn
 
 from sb3_m3po import M3PO
-from sb3_m3po.actions import CategoricalActions, make_action_codec
+from sb3_m3po.actions import CategoricalActions
 from sb3_m3po.losses import ModelTargets, PolicyTerms, critic_loss, policy_terms, trust_region_loss, world_model_loss
+from sb3_m3po.masked_actions import make_action_codec
 from sb3_m3po.math import two_hot
 from sb3_m3po.world_model import Sizes, WorldModel
 from tests.helpers import randoms, tiny_model
@@ -290,7 +291,7 @@ def test_temperature_and_multiplier_move_against_the_excess(space: spaces.Space,
     for group in policy.coef_optimizer.param_groups:
         group["lr"] *= group["speed"]
     before = [policy.log_ent_coef.item(), policy.log_kl_coef.item()]
-    learner._step_coefs(PolicyTerms(zeros, entropy, 0.3 + excess + zeros, zeros))
+    learner._step_coefs(PolicyTerms(zeros, entropy, 0.3 + excess + zeros, zeros), None)
     # Of the temperature the gradient is the excess alone, as SAC's in SB3; Adam's first step is the learning rate
     assert policy.log_ent_coef.grad is not None
     assert policy.log_ent_coef.grad.item() == pytest.approx(excess, rel=1e-5)

@@ -16,7 +16,8 @@ import torch as th
 from gymnasium import spaces
 
 from benchmarks.parts.common import Verdicts
-from sb3_m3po.actions import ActionCodec, CategoricalActions, make_action_codec
+from sb3_m3po.actions import ActionCodec, CategoricalActions
+from sb3_m3po.masked_actions import make_action_codec
 from sb3_m3po.planner import PlannerConfig, plan
 
 DRAWS, ENOUGH, GAMMA = 100, 95, 0.9

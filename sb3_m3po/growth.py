@@ -1,0 +1,79 @@
+"""How a trained model takes in new tasks: what each of its tensors becomes when the table grows."""
+
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+
+from sb3_m3po.policies import WorldModelPolicy
+from sb3_m3po.tasks import TaskReader, find_tasks
+
+
+def check_growth(model: Any, observation_space: spaces.Space, action_space: spaces.Space, train: str) -> None:
+    """
+    :param model: An M3PO model
+    :param observation_space: Of environments with a larger table
+    :param action_space: Likewise
+    :param train: What is to learn from now on
+    :raises ValueError: if these are not the model's widths, or their table does not begin with the model's
+    """
+    if train not in ("all", "new"):
+        raise ValueError(f"train={train!r} must be 'all', or 'new' for the new tasks' embeddings and the output layers only")
+    known: TaskReader | None = model.policy.tasks
+    if known is None:
+        raise ValueError("This model was trained on a single task and has no embeddings to add to: train one on two tasks")
+    found = find_tasks(observation_space, model.task_key, model.n_tasks)
+    if found is None or not found.table.extends(known.table):
+        raise ValueError(
+            f"The environments' tasks ({'one' if found is None else ', '.join(found.table.names)}) must begin with the "
+            f"model's ({', '.join(known.table.names)}): make them by make_multitask_vec_env(new_tasks, like=model)"
+        )
+    if len(found.table) == len(known.table):
+        raise ValueError(f"The environments have no new task: the model knows {', '.join(known.table.names)}")
+    if found.seen(observation_space) != known.seen(model.observation_space) or action_space != model.action_space:
+        raise ValueError(
+            f"New tasks must fit the model's widths. Observations: {found.seen(observation_space)}, the model has "
+            f"{known.seen(model.observation_space)}. Actions: {action_space}, the model has {model.action_space}. Give a "
+            "model room from the start by make_multitask_vec_env(..., observation_dim=..., action_dim=...)"
+        )
+
+
+def take_over(policy: WorldModelPolicy, old: WorldModelPolicy) -> None:
+    """
+    Let a policy of more tasks begin where another one stands. What is kept per task gets new rows: embeddings the mean of
+    the known ones, observations the mean of the known statistics until their own are known, all else as at the start.
+
+    :param policy: Changed in place
+    :param old: Of the first tasks of the same table
+    """
+    state = policy.state_dict()
+    for name, value in old.state_dict().items():
+        state[name] = _grown(name, value, state[name])
+    if old.tasks is not None:
+        for model in ("world_model", "bar"):
+            state[f"{model}.task_embedding"][len(old.tasks.table) :] = getattr(old, model).task_embeddings().mean(0)
+    policy.load_state_dict(state)
+    for name in ("optimizer", "model_optimizer", "coef_optimizer"):
+        _take_over_optimizer(getattr(policy, name), getattr(old, name))
+
+
+def _grown(name: str, old: th.Tensor, new: th.Tensor) -> th.Tensor:
+    """:return: The old tensor, its missing rows as in the new one"""
+    if old.shape == new.shape:
+        return old
+    rest = new[len(old) :]
+    if name.startswith("norms.") and name.endswith((".shift", ".scale")):
+        rest = old.mean(0, keepdim=True).expand_as(rest)
+    return th.cat([old, rest])
+
+
+def _take_over_optimizer(optimizer: th.optim.Optimizer, old: th.optim.Optimizer) -> None:
+    """Moments of new rows are zero."""
+    state = old.state_dict()
+    groups = zip(optimizer.param_groups, old.param_groups, strict=True)
+    pairs = [pair for new, known in groups for pair in zip(new["params"], known["params"], strict=True)]
+    for index, (new, known) in enumerate(pairs):
+        for name, value in state["state"].get(index, {}).items():
+            if isinstance(value, th.Tensor) and value.shape == known.shape != new.shape:
+                state["state"][index][name] = th.cat([value, value.new_zeros(len(new) - len(known), *new.shape[1:])])
+    optimizer.load_state_dict(state)

@@ -1,0 +1,229 @@
+"""What a model knows of its tasks: their names, sizes, masks and discounts. It is saved with the model, in its spaces."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """
+    One task of a :class:`TaskTable`.
+
+    :param name: Under which it is logged, unique in its table
+    :param observation_dim: Entries of its own observation, before padding; ``None`` where nothing is padded
+    :param action_dim: Its own action dimensions (Box) or number of actions (Discrete), before padding; ``None`` where nothing
+        is padded
+    :param gamma: Its discount factor; ``None`` for the model's
+    :raises ValueError: for an empty name, a size below 1 or a discount outside of [0, 1]
+    """
+
+    name: str
+    observation_dim: int | None = None
+    action_dim: int | None = None
+    gamma: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("A task needs a name: it is what its results are logged under")
+        for field in ("observation_dim", "action_dim"):
+            if (size := getattr(self, field)) is not None and size < 1:
+                raise ValueError(f"{field}={size} of task {self.name!r} must be at least 1")
+        if self.gamma is not None and not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma={self.gamma} of task {self.name!r} must lie between 0 and 1")
+
+
+class TaskTable(Sequence[TaskSpec]):
+    """
+    The tasks of a model, by their ids ``0, 1, ...``; ids never change, new tasks come at the end.
+
+    :param specs: The tasks
+    :raises ValueError: if there is none, or a name occurs twice
+    """
+
+    def __init__(self, specs: Sequence[TaskSpec]):
+        self.specs = tuple(specs)
+        if not self.specs:
+            raise ValueError("A task table needs at least one task")
+        if twice := sorted({name for name in self.names if self.names.count(name) > 1}):
+            raise ValueError(f"Task names {twice} occur more than once: give each task a name of its own")
+
+    @classmethod
+    def anonymous(cls, n_tasks: int) -> "TaskTable":
+        """
+        :param n_tasks: How many
+        :return: ``task0``, ``task1``, ...: tasks of which nothing but the number is known
+        """
+        return cls([TaskSpec(f"task{i}") for i in range(n_tasks)])
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.specs[index]
+
+    def __iter__(self) -> Iterator[TaskSpec]:
+        return iter(self.specs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TaskTable) and self.specs == other.specs
+
+    def __hash__(self) -> int:
+        return hash(self.specs)
+
+    def __repr__(self) -> str:
+        return f"TaskTable({', '.join(self.names)})"
+
+    @property
+    def names(self) -> list[str]:
+        """:return: The tasks' names, by id"""
+        return [spec.name for spec in self.specs]
+
+    def id_of(self, name: str) -> int:
+        """
+        :param name: Of a task
+        :return: Its id
+        :raises ValueError: if the table has no such task
+        """
+        if name not in self.names:
+            raise ValueError(f"Unknown task {name!r}: the table has {', '.join(self.names)}")
+        return self.names.index(name)
+
+    def with_tasks(self, specs: Sequence[TaskSpec]) -> "TaskTable":
+        """
+        :param specs: Tasks, of which some may be in the table already
+        :return: This table and behind it the new ones
+        :raises ValueError: if a known name comes with other sizes or another discount
+        """
+        new = []
+        for spec in specs:
+            if spec.name not in self.names:
+                new.append(spec)
+            elif spec != (known := self.specs[self.id_of(spec.name)]):
+                raise ValueError(f"Task {spec.name!r} is in the table as {known}, not as {spec}: give it another name")
+        return TaskTable([*self.specs, *new])
+
+    def extends(self, other: "TaskTable") -> bool:
+        """
+        :param other: Another table
+        :return: Whether this one begins with all of the other's tasks
+        """
+        return self.specs[: len(other)] == other.specs
+
+    def action_masks(self, width: int) -> np.ndarray:
+        """
+        :param width: Action dimensions (Box) or number of actions (Discrete) after padding
+        :return: Which of them each task has, boolean, shape ``(n_tasks, width)``
+        """
+        own = np.array([width if spec.action_dim is None else spec.action_dim for spec in self.specs])
+        return np.arange(width) < own[:, None]
+
+    def gammas(self, default: float) -> np.ndarray:
+        """
+        :param default: Discount of the tasks that have none of their own
+        :return: Shape ``(n_tasks,)``
+        """
+        return np.array([default if spec.gamma is None else spec.gamma for spec in self.specs])
+
+
+class TaskSpace(spaces.Discrete):
+    """
+    The id of a task, and what all tasks are: an observation space that holds one carries the table along, through any vec-env
+    and into the saved model.
+
+    :param table: The tasks
+    """
+
+    def __init__(self, table: TaskTable):
+        super().__init__(len(table))
+        self.table = table
+
+    def __eq__(self, other: object) -> bool:
+        # Equal numbers of other tasks, or in another order, would be mixed up silently
+        return isinstance(other, TaskSpace) and self.table == other.table
+
+    def __hash__(self) -> int:
+        return hash(self.table)
+
+    def __repr__(self) -> str:
+        return f"TaskSpace({', '.join(self.table.names)})"
+
+
+class TaskReader:
+    """
+    Where an observation says which task it is of: under a key, or in a one-hot tail.
+
+    :param table: The tasks
+    :param key: Key of the task's id in a Dict observation; ``None`` for a one-hot in the last entries of a vector
+    """
+
+    def __init__(self, table: TaskTable, key: str | None):
+        self.table = table
+        self.key = key
+
+    def ids(self, observations: Any) -> Any:
+        """
+        :param observations: Arrays or tensors, of any leading dimensions, by key for a Dict space
+        :return: Their tasks' ids, flat, of the same kind (``int64``)
+        :raises ValueError: for an id outside of the table, which is named
+        """
+        if self.key is None:
+            ids = observations[..., -len(self.table) :].argmax(-1).reshape(-1)
+        else:
+            ids = observations[self.key].reshape(-1)
+            ids = ids.long() if isinstance(ids, th.Tensor) else ids.astype(np.int64)
+        if len(ids) and not 0 <= (lowest := int(ids.min())) <= (highest := int(ids.max())) < len(self.table):
+            bad = lowest if lowest < 0 else highest
+            raise ValueError(
+                f"Task {bad} is not in the table of {len(self.table)} tasks ({', '.join(self.table.names)}): "
+                "add_tasks() takes new ones in"
+            )
+        return ids
+
+    def seen(self, space: spaces.Space) -> spaces.Space:
+        """
+        :param space: The observation space
+        :return: What the networks see of it: all but the key, which the embedding stands for
+        """
+        if self.key is None:
+            return space
+        assert isinstance(space, spaces.Dict)
+        return spaces.Dict({key: part for key, part in space.spaces.items() if key != self.key})
+
+
+def find_tasks(observation_space: spaces.Space, task_key: str, n_tasks: int | None) -> TaskReader | None:
+    """
+    :param observation_space: Of the environments
+    :param task_key: Key of the task's id; a Dict space without it has a single task
+    :param n_tasks: Length of the one-hot tail of a vector space, ``None`` if there is none
+    :return: How to tell the tasks apart, ``None`` for a single task
+    :raises ValueError: if what is asked for isn't there
+    """
+    if n_tasks is not None:
+        if not (isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1):
+            raise ValueError(
+                f"n_tasks={n_tasks} is for vectors that end in a one-hot of the task, not for {observation_space}"
+            )
+        if not 1 <= n_tasks < observation_space.shape[0]:
+            raise ValueError(f"n_tasks={n_tasks} must lie between 1 and the vector's {observation_space.shape[0]} entries")
+        return _reader(TaskTable.anonymous(n_tasks), None)
+    parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
+    if task_key not in parts:
+        if task_key != "task":
+            raise ValueError(f"task_key={task_key!r} is no key of the observations {observation_space}")
+        return None
+    space = parts[task_key]
+    if isinstance(space, TaskSpace):
+        return _reader(space.table, task_key)
+    if not isinstance(space, spaces.Discrete) or space.start != 0:
+        raise ValueError(f"The observation's {task_key!r} must be a Discrete space that starts at 0, not {space}")
+    return _reader(TaskTable.anonymous(int(space.n)), task_key)
+
+
+def _reader(table: TaskTable, key: str | None) -> TaskReader | None:
+    """:return: Nothing for one task: there is nothing to tell apart, and it shall pay nothing"""
+    return TaskReader(table, key) if len(table) > 1 else None
