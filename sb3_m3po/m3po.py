@@ -34,6 +34,7 @@ from sb3_m3po.memory import ReplayMemory
 from sb3_m3po.observations import Observations, copied, original_observations, put
 from sb3_m3po.planning import PlanningSwitch
 from sb3_m3po.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, WorldModelPolicy
+from sb3_m3po.task_stats import TaskEpisodeStats
 from sb3_m3po.tasks import TaskTable, find_tasks
 
 SelfM3PO = TypeVar("SelfM3PO", bound="M3PO")
@@ -167,6 +168,7 @@ class M3PO(OnPolicyAlgorithm):
         self.n_tasks = n_tasks
         # While only new tasks learn: how many came before them
         self._n_frozen_tasks = 0
+        self._task_stats: TaskEpisodeStats | None = None
         # Updates that collected transitions have paid for and that are still due
         self._update_credits = 0.0
         self._warned_of_reward_normalisation = False
@@ -261,6 +263,8 @@ class M3PO(OnPolicyAlgorithm):
         if self._vec_normalize_env is not None:
             check_statistics(self._vec_normalize_env)
             self._warned_of_reward_normalisation |= warn_of_reward_normalisation(self)
+        if self.task_table is not None and (reset_num_timesteps or self._task_stats is None):
+            self._task_stats = TaskEpisodeStats(self.task_table.names, self._stats_window_size)
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if self._vec_normalize_env is not None:
             self._last_original_obs = original_observations(self.env, self._vec_normalize_env)  # type: ignore[assignment]
@@ -420,6 +424,21 @@ class M3PO(OnPolicyAlgorithm):
         self._update_credits += self.utd_ratio * self.n_envs
         return rollout_rewards
 
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
+        super()._update_info_buffer(infos, dones)
+        if self._task_stats is not None and dones is not None and self.policy.tasks is not None:
+            self._task_stats.update(infos, dones, self.policy.tasks.ids(self._last_obs))
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """
+        Write log.
+
+        :param iteration: Current logging iteration
+        """
+        if self._task_stats is not None:
+            self._task_stats.record(self.logger)
+        super().dump_logs(iteration)
+
     # ------------------------------------------------------------------ train
 
     def train(self) -> None:
@@ -505,6 +524,7 @@ class M3PO(OnPolicyAlgorithm):
         self.observation_space, self.n_envs = env.observation_space, env.num_envs
         self.set_env(env)
         self._setup_model()
+        self._task_stats = None
         take_over(self.policy, old)
 
     # ----------------------------------------------------- planning and saving

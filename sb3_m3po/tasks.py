@@ -211,17 +211,27 @@ def find_tasks(observation_space: spaces.Space, task_key: str, n_tasks: int | No
         if not 1 <= n_tasks < observation_space.shape[0]:
             raise ValueError(f"n_tasks={n_tasks} must lie between 1 and the vector's {observation_space.shape[0]} entries")
         return _reader(TaskTable.anonymous(n_tasks), None)
+    if task_key == "task" and not (isinstance(observation_space, spaces.Dict) and task_key in observation_space.spaces):
+        return None
+    return _reader(find_table(observation_space, task_key), task_key)
+
+
+def find_table(observation_space: spaces.Space, task_key: str = "task") -> TaskTable:
+    """
+    :param observation_space: Of the environments
+    :param task_key: Key of the task's id
+    :return: The tasks; ``task0``, ``task1``, ... where nothing but their number is known
+    :raises ValueError: if there is no such key, or it holds no id
+    """
     parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
     if task_key not in parts:
-        if task_key != "task":
-            raise ValueError(f"task_key={task_key!r} is no key of the observations {observation_space}")
-        return None
+        raise ValueError(f"task_key={task_key!r} is no key of the observations {observation_space}")
     space = parts[task_key]
     if isinstance(space, TaskSpace):
-        return _reader(space.table, task_key)
+        return space.table
     if not isinstance(space, spaces.Discrete) or space.start != 0:
         raise ValueError(f"The observation's {task_key!r} must be a Discrete space that starts at 0, not {space}")
-    return _reader(TaskTable.anonymous(int(space.n)), task_key)
+    return TaskTable.anonymous(int(space.n))
 
 
 def _reader(table: TaskTable, key: str | None) -> TaskReader | None:

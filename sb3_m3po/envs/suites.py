@@ -1,0 +1,158 @@
+"""What a task may be called: a Gymnasium id, a Meta-World task, a suite, or something callable."""
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import gymnasium as gym
+from gymnasium import spaces
+from gymnasium.wrappers import FilterObservation
+
+#: The suite ``"dm_control/easy"``: tasks of the DeepMind Control Suite, of different sizes
+DM_CONTROL_EASY = (
+    "dm_control/cartpole-balance-v0",
+    "dm_control/cartpole-swingup-v0",
+    "dm_control/ball_in_cup-catch-v0",
+    "dm_control/reacher-easy-v0",
+    "dm_control/finger-spin-v0",
+    "dm_control/walker-stand-v0",
+    "dm_control/walker-walk-v0",
+    "dm_control/cheetah-run-v0",
+)
+_META_WORLD_SUITES = ("MT10", "MT25", "MT50")
+#: Prefix of an id -> module that registers it
+_REGISTERED_BY = {"dm_control/": "shimmy", "Meta-World/": "metaworld", "MiniGrid-": "minigrid"}
+#: Seed of Meta-World's 50 positions of each task's goal: training and evaluation have the same ones
+_GOALS_SEED = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """
+    One task, where its id alone does not say enough.
+
+    :param env: A Gymnasium id, a Meta-World task (``"Meta-World/reach-v3"``) or a callable that returns an environment
+    :param name: Under which it is logged; by default what stands behind the last ``/`` of the id
+    :param gamma: Its discount factor; ``None`` for the model's
+    :param env_kwargs: Keyword arguments to pass to the environment or the callable
+    """
+
+    env: str | Callable[..., gym.Env]
+    name: str | None = None
+    gamma: float | None = None
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if self.name is not None:
+            return self.name
+        return self.env if isinstance(self.env, str) else str(getattr(self.env, "__name__", repr(self.env)))
+
+    def make(self, **env_kwargs: Any) -> gym.Env:
+        """
+        :param env_kwargs: More of them, for instance ``render_mode``
+        :return: A new environment, as it is without padding
+        :raises ImportError: if its package is missing
+        :raises ValueError: if there is no such environment
+        """
+        kwargs = {**self.env_kwargs, **env_kwargs}
+        if not isinstance(self.env, str):
+            return self.env(**kwargs)
+        package = next((name for prefix, name in _REGISTERED_BY.items() if self.env.startswith(prefix)), None)
+        if package is not None:
+            _import(package, self.env)
+        if self.env.startswith("Meta-World/"):
+            return _meta_world(self.env, kwargs)
+        try:
+            env = gym.make(self.env, **kwargs)
+        except gym.error.Error as error:
+            raise ValueError(f"Task {str(self)!r}: {error}") from error
+        return _without_mission(env) if package == "minigrid" else env
+
+    def name_of(self, env: gym.Env) -> str:
+        """
+        :param env: Made from it
+        :return: The name that it has, or else goes by
+        """
+        if self.name is not None:
+            return self.name
+        if isinstance(self.env, str):
+            return self.env.rpartition("/")[2]
+        name = getattr(self.env, "__name__", "<lambda>")
+        if name != "<lambda>":
+            return name
+        return env.spec.id.rpartition("/")[2] if env.spec is not None else type(env.unwrapped).__name__
+
+
+def expand(tasks: str | Task | Callable[..., gym.Env] | Sequence[str | Task | Callable[..., gym.Env]]) -> list[Task]:
+    """
+    :param tasks: Ids, suites, callables and :class:`Task` objects, or a single one of them
+    :return: The tasks, those of a suite in its order
+    :raises ValueError: if there is none, or a suite is unknown
+    """
+    if isinstance(tasks, (str, Task)) or callable(tasks):
+        tasks = [tasks]
+    found = [one for task in tasks for one in _expand(task)]
+    if not found:
+        raise ValueError("tasks is empty: give ids, suites ('Meta-World/MT10', 'dm_control/easy'), Task objects or callables")
+    return found
+
+
+def _expand(task: str | Task | Callable[..., gym.Env]) -> Iterator[Task]:
+    if isinstance(task, Task):
+        yield task
+    elif not isinstance(task, str):
+        yield Task(task)
+    elif task == "dm_control/easy":
+        yield from map(Task, DM_CONTROL_EASY)
+    elif task.startswith("Meta-World/MT"):
+        yield from (Task(f"Meta-World/{name}") for name in meta_world_names(task.removeprefix("Meta-World/")))
+    elif task.startswith("dm_control/") and "-" not in task:
+        raise ValueError(
+            f"Unknown suite {task!r}: the suite of dm_control is 'dm_control/easy', its tasks are called "
+            "'dm_control/walker-walk-v0'"
+        )
+    else:
+        yield Task(task)
+
+
+def meta_world_names(suite: str) -> list[str]:
+    """
+    :param suite: MT10, MT25 or MT50
+    :return: Names of its tasks, in its order
+    :raises ValueError: for another suite
+    """
+    if suite not in _META_WORLD_SUITES:
+        raise ValueError(
+            f"Unknown suite 'Meta-World/{suite}': Meta-World's suites are {', '.join(_META_WORLD_SUITES)}; a single "
+            "task is called 'Meta-World/reach-v3'"
+        )
+    _import("metaworld", f"Meta-World/{suite}")
+    return list(getattr(importlib.import_module("metaworld.env_dict"), f"{suite}_V3"))
+
+
+def _import(package: str, task: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(f'Task {task!r} needs the package {package}: pip install "sb3_m3po[envs]" ({error})') from error
+
+
+def _meta_world(env_id: str, kwargs: dict[str, Any]) -> gym.Env:
+    """One of Meta-World's tasks, with a goal at one of 50 positions in each episode, as in MT10."""
+    name, known = env_id.removeprefix("Meta-World/"), importlib.import_module("metaworld.env_dict").ALL_V3_ENVIRONMENTS
+    if name not in known:
+        raise ValueError(
+            f"Unknown Meta-World task {name!r}: they are called {', '.join(list(known)[:3])}, ... ({len(known)} of them)"
+        )
+    # The checker complains about Meta-World's own spaces
+    return gym.make("Meta-World/MT1", env_name=name, disable_env_checker=True, **{"seed": _GOALS_SEED, **kwargs})
+
+
+def _without_mission(env: gym.Env) -> gym.Env:
+    """MiniGrid's mission is a text, and in most of its environments always the same one."""
+    space = env.observation_space
+    if not (isinstance(space, spaces.Dict) and "mission" in space.spaces):
+        return env
+    return FilterObservation(env, [key for key in space.spaces if key != "mission"])

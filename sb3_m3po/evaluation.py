@@ -1,0 +1,183 @@
+"""What an agent scores on each of several tasks."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from sb3_m3po.tasks import find_table
+
+
+def iqm(scores: np.ndarray) -> float:
+    """
+    The mean of the middle half (Agarwal et al. 2021, arXiv 2108.13264).
+
+    :param scores: Any shape
+    :return: Their interquartile mean
+    """
+    ordered = np.sort(scores, axis=None)
+    cut = int(0.25 * len(ordered))
+    return float(ordered[cut : len(ordered) - cut].mean())
+
+
+@dataclass(frozen=True)
+class TaskScores(Mapping[str, float]):
+    """
+    Episodes of each task; as a mapping, its mean reward.
+
+    :param returns: By task's name: the rewards of each episode, shape ``(n_episodes,)``
+    :param lengths: Likewise their lengths in steps
+    :param successes: Likewise whether each succeeded, of the tasks that say so
+    :param bounds: By task's name: the returns that count as 0 and as 1
+    """
+
+    returns: dict[str, np.ndarray]
+    lengths: dict[str, np.ndarray]
+    successes: dict[str, np.ndarray] = field(default_factory=dict)
+    bounds: Mapping[str, tuple[float, float]] | None = None
+
+    def __getitem__(self, name: str) -> float:
+        return float(self.returns[name].mean())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.returns)
+
+    def __len__(self) -> int:
+        return len(self.returns)
+
+    @property
+    def success_rate(self) -> dict[str, float]:
+        """:return: By task's name, the share of its episodes that succeeded, of the tasks that say so"""
+        return {name: float(found.mean()) for name, found in self.successes.items()}
+
+    @property
+    def scores(self) -> np.ndarray:
+        """
+        What the tasks are compared by: returns between their bounds where these are given; else successes, where every task
+        says so; else the returns, which weigh a task by the size of its rewards.
+
+        :return: Shape ``(n_episodes, n_tasks)``
+        """
+        if self.bounds is not None:
+            return np.stack([(self.returns[n] - low) / (high - low) for n, (low, high) in self._bounds().items()], -1)
+        found = self.successes if set(self.successes) == set(self.returns) else self.returns
+        return np.stack([found[name] for name in self], -1).astype(np.float64)
+
+    def _bounds(self) -> dict[str, tuple[float, float]]:
+        assert self.bounds is not None
+        if missing := [name for name in self if name not in self.bounds]:
+            raise ValueError(f"bounds are missing for {', '.join(missing)}: give (0, 1) returns for every task, or none")
+        return {name: self.bounds[name] for name in self}
+
+    @property
+    def iqm(self) -> float:
+        """:return: The interquartile mean of :attr:`scores` over tasks and episodes"""
+        return iqm(self.scores)
+
+    def interval(self, n_resamples: int = 2_000, confidence: float = 0.95) -> tuple[float, float]:
+        """
+        :param n_resamples: Bootstrap samples, each of episodes within each task
+        :param confidence: Of the interval
+        :return: Where the interquartile mean lies, by rliable's stratified bootstrap
+        :raises ImportError: if rliable is missing
+        """
+        try:
+            from rliable import library
+        except ImportError as error:
+            raise ImportError(f"Intervals need rliable: pip install rliable ({error})") from error
+        _, found = library.get_interval_estimates(
+            {"all": self.scores},
+            lambda scores: np.array([iqm(scores)]),
+            reps=n_resamples,
+            confidence_interval_size=confidence,
+            random_state=np.random.RandomState(0),
+        )
+        low, high = found["all"][:, 0].tolist()
+        return low, high
+
+    def __str__(self) -> str:
+        width = max(len("IQM"), *map(len, self))
+        lines = []
+        for name in self:
+            success = f"  success {self.success_rate[name]:.2f}" if name in self.successes else ""
+            lines.append(f"{name:{width}}  {self[name]:10.2f} +- {self.returns[name].std():8.2f}{success}")
+        return "\n".join([*lines, f"{'IQM':{width}}  {self.iqm:10.2f}"])
+
+
+def evaluate_per_task(
+    model: Any,
+    env: gym.Env | VecEnv,
+    n_eval_episodes: int = 10,
+    deterministic: bool = True,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
+    task_key: str = "task",
+) -> TaskScores:
+    """
+    Run episodes of every task that the environments have.
+
+    As in SB3's ``evaluate_policy``, each environment plays a fixed number of episodes, so that short ones don't count more,
+    and the rewards are those of the ``Monitor`` where there is one.
+
+    :param model: Any model of Stable-Baselines3
+    :param env: From :func:`~sb3_m3po.envs.make_multitask_vec_env`, or ``sb3_m3po/MultiTask-v0``
+    :param n_eval_episodes: Episodes of each task
+    :param deterministic: Whether to use deterministic actions
+    :param bounds: By task's name: the returns that count as 0 and as 1, for :attr:`TaskScores.scores`
+    :param task_key: Key of the task's id in the observations
+    :return: The episodes of each task
+    :raises ValueError: if observations have no task
+    """
+    if not isinstance(env, VecEnv):
+        inner = env
+        env = DummyVecEnv([lambda: Monitor(inner)])
+    table = find_table(env.observation_space, task_key)
+    observations: Any = env.reset()
+    counter = _Counter(env, np.ravel(observations[task_key]), n_eval_episodes, len(table))
+    rewards_so_far, lengths_so_far = np.zeros(env.num_envs), np.zeros(env.num_envs, int)
+    states, starts = None, np.ones(env.num_envs, bool)
+    while counter.wants_more():
+        tasks = np.ravel(observations[task_key])
+        actions, states = model.predict(observations, state=states, episode_start=starts, deterministic=deterministic)
+        observations, rewards, starts, infos = env.step(actions)
+        rewards_so_far += rewards
+        lengths_so_far += 1
+        for i in np.flatnonzero(starts).tolist():
+            episode = infos[i].get("episode", {"r": rewards_so_far[i], "l": lengths_so_far[i]})
+            counter.add(i, int(tasks[i]), (episode["r"], episode["l"], infos[i].get("is_success")))
+            rewards_so_far[i], lengths_so_far[i] = 0.0, 0
+    return counter.scores(table.names, bounds)
+
+
+class _Counter:
+    """How many episodes of which task are still to be played where, and those that were."""
+
+    def __init__(self, env: VecEnv, tasks: np.ndarray, n_episodes: int, n_tasks: int):
+        self.episodes: dict[int, list[tuple[float, int, bool | None]]] = {}
+        # An environment that draws its tasks plays on until each has its episodes; others have a number of their own
+        self.drawn = env.has_attr("draws_tasks")
+        if self.drawn:
+            self.left = np.full(n_tasks, n_episodes)
+        else:
+            self.left = np.zeros(env.num_envs, int)
+            for task in np.unique(tasks):
+                mine = np.flatnonzero(tasks == task)
+                self.left[mine] = (n_episodes + np.arange(len(mine))) // len(mine)
+
+    def wants_more(self) -> bool:
+        return bool((self.left > 0).any())
+
+    def add(self, env: int, task: int, episode: tuple[float, int, bool | None]) -> None:
+        place = task if self.drawn else env
+        if self.left[place] > 0:
+            self.left[place] -= 1
+            self.episodes.setdefault(task, []).append(episode)
+
+    def scores(self, names: list[str], bounds: Mapping[str, tuple[float, float]] | None) -> TaskScores:
+        columns = {names[task]: list(zip(*episodes, strict=True)) for task, episodes in sorted(self.episodes.items())}
+        successes = {name: np.array(c[2], float) for name, c in columns.items() if all(x is not None for x in c[2])}
+        returns, lengths = ({name: np.array(c[i]) for name, c in columns.items()} for i in (0, 1))
+        return TaskScores(returns, lengths, successes, bounds)
