@@ -2,6 +2,9 @@
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import wait
 from numbers import Integral, Real
 from typing import Any
 
@@ -225,3 +228,29 @@ def check_memory(loaded: Any, mine: ReplayMemory, path: Any) -> None:
             f"The memory was saved with {loaded.n_envs} environments, the model has {mine.n_envs}: "
             "use as many, or continue without the memory"
         )
+
+
+@contextmanager
+def dead_workers_named(model: Any) -> Iterator[None]:
+    """
+    While environments in processes of their own are reset or take a step.
+
+    :param model: The model that does it
+    :raises RuntimeError: if processes died: which environments they were, and in which tasks
+    """
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
+        processes = getattr(model.env.unwrapped, "processes", [])
+        ended = wait([process.sentinel for process in processes], timeout=5)
+        dead = [i for i, process in enumerate(processes) if process.sentinel in ended]
+        if not dead:
+            raise
+        names = [f"environment {i}" for i in dead]
+        if model.task_table is not None and model._last_obs is not None:
+            tasks = model.policy.tasks.ids(model._last_obs)
+            names = [f"{name} (task {model.task_table.names[tasks[i]]!r})" for name, i in zip(names, dead, strict=True)]
+        raise RuntimeError(
+            f"The process of {', '.join(names)} died: its own error stands above; if there is none, it was killed (out of "
+            "memory, say) or crashed in native code. The model is unharmed: save() it, or set_env() and learn() on"
+        ) from error

@@ -25,6 +25,7 @@ from sb3_m3po.checks import (
     check_spaces,
     check_statistics,
     check_step,
+    dead_workers_named,
     initial_ent_coef,
     warn_of_reward_normalisation,
 )
@@ -265,7 +266,8 @@ class M3PO(OnPolicyAlgorithm):
             self._warned_of_reward_normalisation |= warn_of_reward_normalisation(self)
         if self.task_table is not None and (reset_num_timesteps or self._task_stats is None):
             self._task_stats = TaskEpisodeStats(self.task_table.names, self._stats_window_size)
-        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        with dead_workers_named(self):
+            result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if self._vec_normalize_env is not None:
             self._last_original_obs = original_observations(self.env, self._vec_normalize_env)  # type: ignore[assignment]
         self._check_step(self._last_obs, None, np.zeros(self.n_envs, bool), [])  # type: ignore[arg-type]
@@ -331,7 +333,8 @@ class M3PO(OnPolicyAlgorithm):
                 clipped_actions = self.policy.unscale_action(actions).astype(self.action_space.dtype)
 
             new_obs: Any  # for VecEnv it may be a tuple too, which M3PO refuses at construction
-            new_obs, rewards, dones, infos = env.step(clipped_actions)
+            with dead_workers_named(self):
+                new_obs, rewards, dones, infos = env.step(clipped_actions)
             self._check_step(new_obs, rewards, dones, infos)
             self.num_timesteps += env.num_envs
 

@@ -166,7 +166,8 @@ def _same_step(venv: VectorEnv) -> AutoresetMode:
         return AutoresetMode.SAME_STEP
     raise ValueError(
         f"{venv} resets an environment in the step after its end, Stable-Baselines3 expects it in the same step: make it by "
-        "gym.make_vec(..., vector_kwargs={'autoreset_mode': gymnasium.vector.AutoresetMode.SAME_STEP})"
+        "gym.make_vec(..., vectorization_mode='sync', "
+        "vector_kwargs={'autoreset_mode': gymnasium.vector.AutoresetMode.SAME_STEP})"
     )
 
 

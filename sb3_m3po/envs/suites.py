@@ -51,14 +51,14 @@ class Task:
 
     def make(self, **env_kwargs: Any) -> gym.Env:
         """
-        :param env_kwargs: More of them, for instance ``render_mode``
+        :param env_kwargs: More of them, for instance ``render_mode``; a callable is given its own only
         :return: A new environment, as it is without padding
         :raises ImportError: if its package is missing
         :raises ValueError: if there is no such environment
         """
-        kwargs = {**self.env_kwargs, **env_kwargs}
         if not isinstance(self.env, str):
-            return self.env(**kwargs)
+            return self.env(**self.env_kwargs)
+        kwargs = {**self.env_kwargs, **env_kwargs}
         package = next((name for prefix, name in _REGISTERED_BY.items() if self.env.startswith(prefix)), None)
         if package is not None:
             _import(package, self.env)

@@ -97,7 +97,8 @@ def find_layout(
     action_space = common_action_space(table.names, action_spaces)
     width = max(spec.observation_dim or 0 for spec in specs)
     if like is not None:
-        known = like.observation_space.spaces.get("task") if isinstance(like.observation_space, spaces.Dict) else None
+        space = getattr(like, "observation_space", None)
+        known = space.spaces.get("task") if isinstance(space, spaces.Dict) else None
         if not isinstance(known, TaskSpace):
             raise ValueError(f"like={like} has no table of tasks: give a model or a vec-env from make_multitask_vec_env")
         if type(action_space) is not type(like.action_space):

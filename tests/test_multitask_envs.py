@@ -1,0 +1,586 @@
+"""Vec-envs of unlike tasks: padding, masks, ids, suites; the single environment; Gymnasium's vector environments."""
+
+import copy
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.utils.env_checker import check_env as check_gymnasium_env
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from stable_baselines3 import A2C, PPO, SAC
+from stable_baselines3.common.env_checker import check_env
+from stable_baselines3.common.monitor import Monitor, load_results
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
+
+from sb3_m3po import M3PO, Task, VectorEnvAdapter, evaluate_per_task, make_multitask_vec_env
+from sb3_m3po.envs import DM_CONTROL_EASY, MultiTaskEnv, TaskWrapper
+from sb3_m3po.tasks import TaskSpace, TaskSpec
+from tests.helpers import RandomEnv, tiny_model
+
+ONE = spaces.Box(-1.0, 1.0, (1,))
+
+
+class Echo(gym.Env):
+    """
+    Its observation is an element of the space, always another one; its reward the mean of the action it was given. Episodes
+    of ``length`` steps, which end by truncation if ``truncates``. It fails in the step before its end if it ``fails``.
+
+    :param received: The actions, as they arrived
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space = ONE,
+        action_space: spaces.Space = ONE,
+        length: int = 4,
+        truncates: bool = False,
+        fails: str = "",
+        success_at: int | None = None,
+    ):
+        self.observation_space, self.action_space = copy.deepcopy(observation_space), action_space
+        self.length, self.truncates, self.fails, self.success_at = length, truncates, fails, success_at
+        self.received: list[Any] = []
+        self.sent: list[Any] = []
+        self.t = 0
+
+    def _observe(self) -> Any:
+        self.sent.append(self.observation_space.sample())
+        return self.sent[-1]
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.t = 0
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.received.append(action)
+        self.t += 1
+        if self.t == self.length - 1 and self.fails == "error":
+            raise ZeroDivisionError("by zero")
+        if self.t == self.length - 1 and self.fails == "death":
+            os.kill(os.getpid(), signal.SIGKILL)
+        ended = self.t >= self.length
+        info = {} if self.success_at is None else {"success": float(self.t == self.success_at)}
+        return self._observe(), float(np.mean(action)), ended and not self.truncates, ended and self.truncates, info
+
+
+def box(n: int, low: float = -1.0, high: float = 1.0, dtype: Any = np.float32) -> spaces.Box:
+    return spaces.Box(low, high, (n,), dtype)
+
+
+SMALL = Task(Echo, "small", env_kwargs=dict(observation_space=box(2), action_space=spaces.Box(-2.0, 6.0, (1,))))
+LARGE = Task(
+    Echo,
+    "large",
+    env_kwargs=dict(
+        observation_space=spaces.Dict({"b": box(3), "a": spaces.Discrete(2)}),
+        action_space=spaces.Box(np.array([[0.0], [-1.0]]), np.array([[1.0], [-1.0]]), dtype=np.float64),
+        length=6,
+        truncates=True,
+    ),
+)
+FEW = Task(Echo, "few", env_kwargs=dict(observation_space=box(2), action_space=spaces.Discrete(2)))
+MANY = Task(Echo, "many", env_kwargs=dict(observation_space=box(3), action_space=spaces.Discrete(5, start=10)))
+
+
+def echoes(env: VecEnv) -> list[Any]:
+    """:return: The innermost environments"""
+    return [inner.unwrapped for inner in env.unwrapped.envs]  # type: ignore[attr-defined]
+
+
+# --------------------------------------------------------------------- padding
+
+
+def test_spaces_are_as_wide_as_the_widest_task() -> None:
+    env = make_multitask_vec_env([SMALL, LARGE], n_envs_per_task=2)
+    assert env.num_envs == 4
+    assert env.observation_space["observation"] == spaces.Box(-np.inf, np.inf, (5,), np.float32)  # type: ignore[index]
+    assert env.action_space == spaces.Box(-1.0, 1.0, (2,), np.float32)
+    task = env.observation_space["task"]  # type: ignore[index]
+    assert isinstance(task, TaskSpace) and list(task.table) == [TaskSpec("small", 2, 1), TaskSpec("large", 5, 2)]
+
+
+def test_observations_are_the_tasks_own_behind_which_zeros_stand() -> None:
+    env = make_multitask_vec_env([SMALL, LARGE], seed=0)
+    obs: Any = env.reset()
+    small, large = (echo.sent[-1] for echo in echoes(env))
+    assert obs["task"].tolist() == [0, 1]
+    assert obs["observation"][0].tolist() == [*small.tolist(), 0, 0, 0]
+    # Keys in the order of the space, Discrete as one-hot
+    assert obs["observation"][1].tolist() == [*np.eye(2)[large["a"]].tolist(), *large["b"].tolist()]
+
+
+@pytest.mark.parametrize(
+    ("space", "element", "expected"),
+    [
+        (spaces.Box(-1, 1, ()), np.array(0.5), [0.5]),
+        (spaces.Box(-1, 1, (2, 2)), np.array([[1.0, 2.0], [3.0, 4.0]]), [1.0, 2.0, 3.0, 4.0]),
+        (spaces.Discrete(3, start=-1), -1, [1.0, 0.0, 0.0]),
+        (spaces.MultiDiscrete([2, 3]), np.array([1, 0]), [0.0, 1.0, 1.0, 0.0, 0.0]),
+        (spaces.MultiBinary(2), np.array([0, 1]), [0.0, 1.0]),
+        (spaces.Dict({"x": spaces.Dict({"y": box(1)}), "w": box(1)}), {"x": {"y": [2.0]}, "w": [1.0]}, [1.0, 2.0]),
+        (spaces.Box(0, 255, (36, 36, 1), np.uint8), np.full((36, 36, 1), 51, np.uint8), [0.2] * 1296),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_kind_of_observation_becomes_numbers(space: spaces.Space, element: Any, expected: list[float]) -> None:
+    env: Any = make_multitask_vec_env(Task(Echo, env_kwargs=dict(observation_space=space)))
+    wrapper = env.envs[0].env
+    assert isinstance(wrapper, TaskWrapper)
+    np.testing.assert_allclose(wrapper.observation(element)["observation"], expected, rtol=1e-6)
+
+
+def test_actions_are_stretched_to_each_tasks_own_bounds() -> None:
+    env = make_multitask_vec_env([SMALL, LARGE])
+    env.reset()
+    for action in ([-1.0, 9.0], [0.0, 0.0], [0.5, -1.0], [1.0, 1.0], [3.0, 3.0]):
+        env.step(np.array([action, action], np.float32))
+    small, large = (echo.received for echo in echoes(env))
+    # Bounds -2 and 6; what lies behind the only dimension is ignored, what lies outside is clipped
+    assert np.ravel(small).tolist() == [-2.0, 2.0, 4.0, 6.0, 6.0]
+    # Bounds 0 and 1 in the first dimension, of shape (2, 1) and float64; the second has one value only
+    assert [a.shape for a in large] == [(2, 1)] * 5 and large[0].dtype == np.float64
+    np.testing.assert_allclose(np.array(large)[:, 0, 0], [0.0, 0.5, 0.75, 1.0, 1.0])
+    assert np.array(large)[:, 1, 0].tolist() == [-1.0] * 5
+    assert all(echo.action_space.contains(a) for echo in echoes(env) for a in echo.received)
+
+
+def test_an_action_that_a_task_does_not_have_becomes_one_that_it_has() -> None:
+    env = make_multitask_vec_env([FEW, MANY])
+    env.reset()
+    assert env.action_space == spaces.Discrete(5)
+    for action in range(5):
+        env.step(np.array([action, action]))
+    few, many = (echo.received for echo in echoes(env))
+    assert few == [0, 1, 0, 1, 0]
+    assert many == [10, 11, 12, 13, 14]
+
+
+def test_equal_multi_actions_are_left_as_they_are() -> None:
+    space = spaces.MultiDiscrete([2, 3])
+    tasks = [Task(Echo, name, env_kwargs=dict(action_space=space)) for name in "ab"]
+    env = make_multitask_vec_env(tasks)
+    env.reset()
+    env.step(np.array([[1, 2], [0, 1]]))
+    assert env.action_space == space
+    assert [echo.received[0].tolist() for echo in echoes(env)] == [[1, 2], [0, 1]]
+
+
+@pytest.mark.parametrize(("tasks", "width"), [([SMALL, LARGE], [[1, 0], [1, 1]]), ([FEW, MANY], [[1, 1, 0, 0, 0], [1] * 5])])
+def test_masks_can_be_keys(tasks: list[Task], width: list[list[int]]) -> None:
+    env = make_multitask_vec_env(tasks, expose_masks=True)
+    obs: Any = env.reset()
+    assert obs["action_mask"].tolist() == width
+    wide = obs["observation"].shape[1]
+    assert obs["observation_mask"].tolist() == [[1] * 2 + [0] * (wide - 2), [1] * wide]
+    assert "action_mask" not in make_multitask_vec_env(tasks).observation_space.spaces  # type: ignore[attr-defined]
+    check_env(env.envs[0], warn=False)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("task", [SMALL, LARGE, FEW, MANY], ids=str)
+def test_each_environment_passes_the_checkers(task: Task) -> None:
+    env: Any = make_multitask_vec_env([task, Task(task.env, "other", env_kwargs=task.env_kwargs)])
+    check_env(env.envs[0], warn=False)
+
+
+# ------------------------------------------------------- episodes and their ends
+
+
+def test_ends_are_told_apart_and_the_last_observation_is_padded() -> None:
+    env = make_multitask_vec_env([SMALL, LARGE], seed=0)
+    env.reset()
+    ends: dict[int, Any] = {}
+    for _ in range(6):
+        _, _, dones, infos = env.step(np.zeros((2, 2)))
+        for i in np.flatnonzero(dones).tolist():
+            ends[i] = infos[i]
+    small, large = (echo.sent for echo in echoes(env))
+    assert not ends[0]["TimeLimit.truncated"] and ends[1]["TimeLimit.truncated"]
+    # The one before the last of each is the last of its episode; "small" went on for two more steps
+    assert ends[0]["terminal_observation"]["observation"].tolist() == [*small[4].tolist(), 0, 0, 0]
+    assert ends[1]["terminal_observation"]["observation"][2:].tolist() == large[-2]["b"].tolist()
+    assert [ends[i]["terminal_observation"]["task"] for i in (0, 1)] == [0, 1]
+    assert [ends[i]["task"] for i in (0, 1)] == ["small", "large"]
+    assert [ends[i]["episode"]["l"] for i in (0, 1)] == [4, 6]
+
+
+@pytest.mark.parametrize(("at", "expected"), [(2, True), (4, True), (9, False)])
+def test_an_episode_succeeded_if_it_ever_did(at: int, expected: bool) -> None:
+    env = make_multitask_vec_env(Task(Echo, env_kwargs=dict(success_at=at)))
+    env.reset()
+    infos = [env.step(np.zeros((1, 1)))[3][0] for _ in range(8)]
+    assert [info.get("is_success") for info in infos] == [None, None, None, expected] * 2
+
+
+def test_success_is_left_out_where_no_task_says_so() -> None:
+    env = make_multitask_vec_env(SMALL)
+    env.reset()
+    assert all("is_success" not in env.step(np.zeros((1, 1)))[3][0] for _ in range(5))
+
+
+def test_seeds_make_environments_equal_and_each_its_own() -> None:
+    tasks = ["Pendulum-v1", "MountainCarContinuous-v0"]
+
+    def play(seed: int | None) -> np.ndarray:
+        env = make_multitask_vec_env(tasks, n_envs_per_task=2, seed=seed)
+        first: Any = env.reset()
+        env.step(np.zeros((4, 1)))
+        return np.concatenate([first["observation"], np.array([env.action_space.sample() for _ in range(4)])], 1)
+
+    np.testing.assert_array_equal(play(3)[:, :3], play(3)[:, :3])
+    assert not np.array_equal(play(3)[:, :3], play(4)[:, :3])
+    one = play(3)
+    assert not np.array_equal(one[0, :3], one[1, :3]) and not np.array_equal(one[2, :3], one[3, :3])
+
+
+def test_workers_do_the_same_as_one_process() -> None:
+    tasks = ["Pendulum-v1", "MountainCarContinuous-v0", SMALL]
+
+    def play(vec_env_cls: type[VecEnv], **kwargs: Any) -> list[Any]:
+        env = make_multitask_vec_env(tasks, seed=1, vec_env_cls=vec_env_cls, vec_env_kwargs=kwargs)
+        seen: list[Any] = [env.reset()]
+        for action in np.random.default_rng(0).uniform(-1, 1, (6, 3, 1)):
+            obs, rewards, dones, infos = env.step(action.astype(np.float32))
+            seen += [
+                obs,
+                {"rewards": np.float32(rewards), "dones": dones, "tasks": np.array([info.get("task", "") for info in infos])},
+            ]
+        env.close()
+        return seen
+
+    here, there = play(DummyVecEnv), play(SubprocVecEnv, start_method="fork")
+    for mine, theirs in zip(here, there, strict=True):
+        for key, value in mine.items():
+            np.testing.assert_array_equal(value, theirs[key], err_msg=key)
+
+
+def test_monitor_files_are_written(tmp_path: Any) -> None:
+    env = make_multitask_vec_env([SMALL, LARGE], monitor_dir=str(tmp_path / "logs"))
+    env.reset()
+    for _ in range(12):
+        env.step(np.zeros((2, 2)))
+    assert sorted(load_results(str(tmp_path / "logs"))["l"]) == [4, 4, 4, 6, 6]
+
+
+# ------------------------------------------------------------ names and suites
+
+
+def pendulum(g: float = 10.0) -> gym.Env:
+    return gym.make("Pendulum-v1", g=g)
+
+
+def test_names_of_tasks() -> None:
+    tasks = ["Pendulum-v1", pendulum, Task("Pendulum-v1", "moon", env_kwargs=dict(g=1.6)), lambda: gym.make("Acrobot-v1")]
+    env = make_multitask_vec_env(tasks[:3])
+    assert env.observation_space["task"].table.names == ["Pendulum-v1", "pendulum", "moon"]  # type: ignore[index]
+    assert [echo.g for echo in echoes(env)] == [10.0, 10.0, 1.6]
+    only = make_multitask_vec_env(tasks[3])
+    assert only.observation_space["task"].table.names == ["Acrobot-v1"]  # type: ignore[index]
+
+
+def test_a_discount_comes_into_the_table() -> None:
+    env = make_multitask_vec_env([Task("Pendulum-v1", gamma=0.9), "MountainCarContinuous-v0"])
+    assert env.observation_space["task"].table.gammas(0.99).tolist() == [0.9, 0.99]  # type: ignore[index]
+
+
+def test_later_tasks_fit_into_room_given_from_the_start() -> None:
+    env = make_multitask_vec_env(SMALL, observation_dim=7, action_dim=3)
+    assert env.observation_space["observation"].shape == (7,) and env.action_space.shape == (3,)  # type: ignore[index]
+    both = make_multitask_vec_env([LARGE, SMALL], like=env)
+    assert both.observation_space["task"].table.names == ["small", "large"]  # type: ignore[index]
+    assert both.reset()["task"].tolist() == [1, 0]  # type: ignore[call-overload]
+    assert both.action_space == env.action_space
+
+
+# ------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("tasks", "kwargs", "message"),
+    [
+        ([], {}, "tasks is empty"),
+        (["Pendulum-v1", "Pendulum-v1"], {}, r"\['Pendulum-v1'\] occur more than once"),
+        (["Pendulum-v1", "CartPole-v1"], {}, "Box: Pendulum-v1; Discrete: CartPole-v1.*one agent for each kind"),
+        (["NoSuch-v0"], {}, "NoSuch"),
+        (["Meta-World/MT7"], {}, "Meta-World's suites are MT10, MT25, MT50"),
+        (["dm_control/hard"], {}, "'dm_control/easy'"),
+        ([LARGE], dict(observation_dim=4), "'large' has observation_dim=5, but there is room for 4"),
+        ([LARGE], dict(action_dim=1), "'large' has action_dim=2, but there is room for 1"),
+        ([SMALL], dict(like=7), "no table of tasks"),
+        ([Task(Echo, "t", env_kwargs=dict(observation_space=spaces.Text(3)))], {}, "'t' has a Text observation"),
+        (
+            [Task(Echo, "t", env_kwargs=dict(observation_space=spaces.Dict({"k": spaces.Tuple([ONE])})))],
+            {},
+            "'t' has a Tuple observation under key 'k'",
+        ),
+        ([Task(Echo, "t", env_kwargs=dict(action_space=box(1, -np.inf)))], {}, "'t' has actions without bounds"),
+        (
+            [Task(Echo, n, env_kwargs=dict(action_space=spaces.MultiBinary(i))) for i, n in ((1, "a"), (2, "b"))],
+            {},
+            "can't be padded.*a: MultiBinary",
+        ),
+        ([Task(Echo, "t", gamma=2.0)], {}, "gamma=2.0 of task 't'"),
+    ],
+    ids=lambda value: None,
+)
+def test_what_does_not_fit_is_explained(tasks: Any, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_multitask_vec_env(tasks, **kwargs)
+
+
+def test_like_needs_the_same_kind_of_actions() -> None:
+    env = make_multitask_vec_env(SMALL)
+    with pytest.raises(ValueError, match=r"few.*Discrete"):
+        make_multitask_vec_env(FEW, like=env)
+
+
+@pytest.mark.parametrize(
+    ("task", "package"),
+    [("Meta-World/reach-v3", "metaworld"), ("dm_control/walker-walk-v0", "shimmy"), ("MiniGrid-Empty-5x5-v0", "minigrid")],
+)
+def test_a_missing_package_is_named(task: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, package, None)
+    with pytest.raises(ImportError, match=rf'{package}: pip install "sb3_m3po\[envs\]"'):
+        make_multitask_vec_env(task)
+
+
+def test_a_task_that_fails_is_named() -> None:
+    broken = Task(Echo, "broken", env_kwargs=dict(fails="error"))
+    model = tiny_model(make_multitask_vec_env([SMALL, broken]), "MultiInputPolicy")
+    with pytest.raises(RuntimeError, match=r"Task 'broken' failed in step\(\): ZeroDivisionError: by zero"):
+        model.learn(100)
+
+
+@pytest.mark.parametrize("fails", ["death", "error"])
+def test_a_worker_that_dies_is_named_and_nothing_is_lost(fails: str, tmp_path: Any) -> None:
+    broken = Task(Echo, "broken", env_kwargs=dict(fails=fails, length=30))
+    # Not by fork: there a process holds the pipes of those after it, which SB3 then waits for in vain
+    env = make_multitask_vec_env([SMALL, broken], vec_env_cls=SubprocVecEnv, vec_env_kwargs=dict(start_method="forkserver"))
+    model = tiny_model(VecNormalize(env, norm_reward=False, norm_obs_keys=["observation"]), "MultiInputPolicy")
+    with pytest.raises(RuntimeError, match=r"environment 1 \(task 'broken'\) died"):
+        model.learn(1_000)
+    model.save(tmp_path / "saved")
+    mended = make_multitask_vec_env([SMALL, Task(Echo, "broken")])
+    model.set_env(VecNormalize(mended, norm_reward=False, norm_obs_keys=["observation"]))
+    model.learn(100, reset_num_timesteps=False)
+    assert M3PO.load(tmp_path / "saved").num_timesteps == 56
+
+
+# ------------------------------------------------------------ a single environment
+
+
+def test_each_episode_draws_a_task() -> None:
+    env: Any = gym.make("sb3_m3po/MultiTask-v0", tasks=[SMALL, LARGE], disable_env_checker=True)
+    tasks = [int(env.reset(seed=i)[0]["task"]) for i in range(200)]
+    assert 70 < sum(tasks) < 130
+    assert [env.reset(options={"task": name})[0]["task"] for name in ("large", "small")] == [1, 0]
+    with pytest.raises(ValueError, match=r"'medium'.*small, large"):
+        env.reset(options={"task": "medium"})
+
+
+def test_the_single_environment_passes_the_checkers() -> None:
+    env = MultiTaskEnv(["Pendulum-v1", SMALL])
+    check_env(env, warn=False)
+    check_gymnasium_env(env, skip_render_check=True)
+
+
+def test_one_seed_tells_all_episodes() -> None:
+    def play() -> list[Any]:
+        env = MultiTaskEnv(["Pendulum-v1", "MountainCarContinuous-v0"])
+        observations = [env.reset(seed=5)[0]] + [env.reset()[0] for _ in range(6)]
+        return [np.append(obs["observation"], obs["task"]).tolist() for obs in observations]
+
+    first = play()
+    assert first == play()
+    assert len({tuple(row) for row in first}) == len(first)
+
+
+def test_the_single_environment_trains_and_draws_pictures() -> None:
+    env = gym.make("sb3_m3po/MultiTask-v0", tasks=["Pendulum-v1", SMALL], render_mode="rgb_array")
+    env.reset(options={"task": "Pendulum-v1"})
+    picture: Any = env.render()
+    assert picture.shape == (500, 500, 3)
+    model = tiny_model(env, "MultiInputPolicy").learn(100)
+    assert model._n_updates > 0 and model.task_table is not None
+    env.close()
+
+
+# ---------------------------------------------------- Gymnasium's vector environments
+
+
+def vector(mode: AutoresetMode, sub: Callable[..., Any] = SyncVectorEnv, **kwargs: Any) -> Any:
+    kwargs = dict(observation_space=box(2), **kwargs)
+    makers = [lambda: Echo(length=3, **kwargs), lambda: Echo(length=4, truncates=True, **kwargs)]
+    return sub(makers, autoreset_mode=mode)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode), ids=str)
+def test_adapter_does_what_dummy_vec_env_does(mode: AutoresetMode) -> None:
+    space = dict(observation_space=box(2))
+    mine = VectorEnvAdapter(vector(mode))
+    dummy = DummyVecEnv([lambda: Echo(length=3, **space), lambda: Echo(length=4, truncates=True, **space)])
+    for env in (mine, dummy):
+        env.seed(7)
+    np.testing.assert_array_equal(mine.reset(), dummy.reset())  # type: ignore[arg-type]
+    for action in np.random.default_rng(0).uniform(-1, 1, (13, 2, 1)).astype(np.float32):
+        obs, rewards, dones, infos = mine.step(action)
+        expected_obs, expected_rewards, expected_dones, expected_infos = dummy.step(action)
+        np.testing.assert_array_equal(obs, expected_obs)  # type: ignore[arg-type]
+        np.testing.assert_allclose(rewards, expected_rewards)
+        assert dones.tolist() == expected_dones.tolist()
+        for info, expected in zip(infos, expected_infos, strict=True):
+            assert info.keys() == expected.keys() and info["TimeLimit.truncated"] == expected["TimeLimit.truncated"]
+            np.testing.assert_array_equal(info.get("terminal_observation", 0), expected.get("terminal_observation", 0))
+
+
+def test_adapter_passes_attributes_methods_and_pictures() -> None:
+    env = VectorEnvAdapter(SyncVectorEnv([lambda: Monitor(gym.make("Pendulum-v1", render_mode="rgb_array"))] * 2))
+    env.reset()
+    assert env.get_attr("g") == [10.0, 10.0] and env.get_attr("g", [1]) == [10.0]
+    env.set_attr("g", 5.0, indices=[0])
+    assert env.get_attr("g") == [5.0, 10.0]
+    assert len(env.env_method("get_wrapper_attr", "g", indices=0)) == 1
+    assert env.env_is_wrapped(Monitor) == [True, True] and env.env_is_wrapped(TaskWrapper) == [False, False]
+    assert [picture.shape for picture in env.get_images() if picture is not None] == [(500, 500, 3)] * 2
+    env.close()
+
+
+def test_adapter_works_with_processes() -> None:
+    env = VectorEnvAdapter(vector(AutoresetMode.SAME_STEP, AsyncVectorEnv))
+    model = tiny_model(env, "MlpPolicy").learn(100)
+    assert model._n_updates > 0
+    assert env.env_is_wrapped(Monitor) == [False, False]
+    env.close()
+
+
+def test_adapter_refuses_what_resets_too_late() -> None:
+    made = [
+        vector(AutoresetMode.NEXT_STEP, AsyncVectorEnv),
+        gym.make_vec("CartPole-v1", vectorization_mode="vector_entry_point"),
+    ]
+    for env in made:
+        with pytest.raises(ValueError, match=r"vectorization_mode='sync'.*autoreset_mode"):
+            VectorEnvAdapter(env)
+        env.close()
+
+
+def test_adapter_reads_a_one_hot_if_told() -> None:
+    env = VectorEnvAdapter(vector(AutoresetMode.SAME_STEP, SyncVectorEnv), n_tasks=None)
+    assert isinstance(env.observation_space, spaces.Box)
+    with pytest.raises(ValueError, match="n_tasks=2"):
+        VectorEnvAdapter(vector(AutoresetMode.SAME_STEP), n_tasks=2)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_adapter_takes_what_make_vec_makes(mode: str) -> None:
+    settings = {} if mode == "sync" else {"autoreset_mode": AutoresetMode.SAME_STEP}
+    env = VectorEnvAdapter(gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode=mode, vector_kwargs=settings))
+    PPO("MlpPolicy", env, n_steps=32, batch_size=32).learn(200)
+    env.close()
+
+
+# -------------------------------------------------------------- other algorithms
+
+
+@pytest.mark.parametrize("cls", [PPO, A2C, SAC, M3PO])
+def test_stock_algorithms_train_on_the_very_same_env(cls: Any) -> None:
+    env = make_multitask_vec_env(["Pendulum-v1", SMALL, LARGE], seed=0, expose_masks=cls is not M3PO)
+    kwargs = dict(n_steps=16) if cls in (PPO, A2C) else dict(learning_starts=32)
+    if cls is PPO:
+        kwargs["batch_size"] = 16
+    model = cls("MultiInputPolicy", env, seed=0, **kwargs).learn(100)
+    assert sorted(evaluate_per_task(model, env, n_eval_episodes=1)) == ["Pendulum-v1", "large", "small"]
+
+
+def test_stock_ppo_trains_on_unlike_numbers_of_actions() -> None:
+    env = make_multitask_vec_env([FEW, MANY, "CartPole-v1"])
+    PPO("MultiInputPolicy", env, n_steps=16, batch_size=16).learn(96)
+    assert all(echo.action_space.contains(action) for echo in echoes(env)[:2] for action in echo.received)
+
+
+# ---------------------------------------------------------------- the real suites
+
+
+def test_dm_control_easy() -> None:
+    pytest.importorskip("dm_control")
+    env = make_multitask_vec_env("dm_control/easy", seed=0)
+    table = env.observation_space["task"].table  # type: ignore[index]
+    assert table.names == [name.rpartition("/")[2] for name in DM_CONTROL_EASY]
+    assert {spec.observation_dim for spec in table} == {5, 6, 8, 9, 17, 24}
+    assert {spec.action_dim for spec in table} == {1, 2, 6}
+    env.reset()
+    obs: Any = env.step(np.zeros((8, 6)))[0]
+    assert np.isfinite(obs["observation"]).all()
+    env.close()
+
+
+def test_meta_world_s_tasks_among_others() -> None:
+    pytest.importorskip("metaworld")
+    tasks = ["Meta-World/reach-v3", "Meta-World/push-v3", "Pendulum-v1"]
+    env = make_multitask_vec_env(tasks, seed=0)
+    table = env.observation_space["task"].table  # type: ignore[index]
+    assert table.names == ["reach-v3", "push-v3", "Pendulum-v1"]
+    assert [(spec.observation_dim, spec.action_dim) for spec in table] == [(39, 4), (39, 4), (3, 1)]
+    goals = {tuple(env.reset()["observation"][0].tolist()) for _ in range(5)}  # type: ignore[call-overload]
+    assert len(goals) == 5
+    for _ in range(500):
+        _, _, dones, infos = env.step(np.zeros((3, 4)))
+    assert dones[:2].tolist() == [True, True] and infos[0]["TimeLimit.truncated"] and infos[0]["is_success"] is False
+    env.close()
+    with pytest.raises(ValueError, match="'reech-v3'"):
+        make_multitask_vec_env("Meta-World/reech-v3")
+
+
+def test_a_meta_world_suite_has_its_tasks_in_their_order() -> None:
+    pytest.importorskip("metaworld")
+    from sb3_m3po.envs.suites import expand
+
+    ten = [str(task) for task in expand("Meta-World/MT10")]
+    assert len(ten) == 10 and ten[0] == "Meta-World/reach-v3" and len(expand(["Meta-World/MT50", "Pendulum-v1"])) == 51
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_meta_world_s_own_vector_env(one_hot: bool) -> None:
+    pytest.importorskip("metaworld")
+    made = gym.make_vec("Meta-World/MT10", vector_strategy="sync", seed=1, use_one_hot=one_hot)
+    env = VectorEnvAdapter(made)
+    assert env.observation_space["observation"].shape == (39,)  # type: ignore[index]
+    assert env.observation_space["task"].table.names[:2] == ["reach-v3", "push-v3"]  # type: ignore[index]
+    obs: Any = env.reset()
+    assert obs["task"].tolist() == list(range(10))
+    model = tiny_model(env, "MultiInputPolicy", learning_starts=4, n_steps=2).learn(100)
+    assert model._n_updates > 0 and model.task_table is not None and len(model.task_table) == 10
+    env.close()
+
+
+def test_minigrid_s_direction_is_no_task() -> None:
+    pytest.importorskip("minigrid")
+    env = make_multitask_vec_env(["MiniGrid-Empty-5x5-v0", "CartPole-v1"])
+    table = env.observation_space["task"].table  # type: ignore[index]
+    assert [(spec.observation_dim, spec.action_dim) for spec in table] == [(7 * 7 * 3 + 4, 7), (4, 2)]
+    alone = tiny_model(gym.wrappers.FilterObservation(gym.make("MiniGrid-Empty-5x5-v0"), ["direction"]), "MultiInputPolicy")
+    assert alone.task_table is None
+
+
+def test_random_spaces_survive_the_round_trip() -> None:
+    """Whatever the tasks, an action of the shared space is a legal one of theirs."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        tasks = []
+        for i in range(3):
+            low = rng.uniform(-5, 5, rng.integers(1, 4))
+            space = spaces.Box(low, low + rng.uniform(0, 3, low.shape), dtype=rng.choice([np.float32, np.float64]))
+            tasks.append(Task(RandomEnv, f"t{i}", env_kwargs=dict(action_space=space)))
+        env = make_multitask_vec_env(tasks)
+        env.reset()
+        for _ in range(4):
+            env.step(rng.uniform(-1.2, 1.2, (3, *(env.action_space.shape or ()))).astype(np.float32))
+        for inner in echoes(env):
+            assert all(inner.action_space.contains(np.asarray(a, inner.action_space.dtype)) for a in inner.received)
