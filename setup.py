@@ -23,6 +23,8 @@ EXTRAS = {
         "shimmy==2.0.1",
         "minigrid>=3",
     ],
+    # Intervals and pictures of several tasks
+    "plots": ["rliable>=1.2", "matplotlib", PANDAS],
     "ray": ["ray>=2.40"],
     # examples/demo.py
     "demo": [*MUJOCO, "matplotlib", "tqdm", "rich", "rl_zoo3>=2.9,<3", "pyyaml"],
@@ -31,9 +33,11 @@ EXTRAS = {
     "tests": [
         *MUJOCO,
         "gymnasium[box2d]",
+        "metaworld==3.1.1",
         "dm_control==1.0.28",
         "shimmy==2.0.1",
         "minigrid>=3",
+        "rliable>=1.2",
         "sb3_contrib>=2.9,<3",
         # whose settings of PPO and SAC the benchmarks read
         "rl_zoo3>=2.9,<3",

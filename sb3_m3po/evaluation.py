@@ -88,14 +88,19 @@ class TaskScores(Mapping[str, float]):
         try:
             from rliable import library
         except ImportError as error:
-            raise ImportError(f"Intervals need rliable: pip install rliable ({error})") from error
-        _, found = library.get_interval_estimates(
-            {"all": self.scores},
-            lambda scores: np.array([iqm(scores)]),
-            reps=n_resamples,
-            confidence_interval_size=confidence,
-            random_state=np.random.RandomState(0),
-        )
+            raise ImportError(f'Intervals need rliable: pip install "sb3_m3po[plots]" ({error})') from error
+        # rliable draws from NumPy's global generator
+        state = np.random.get_state()
+        np.random.seed(0)
+        try:
+            _, found = library.get_interval_estimates(
+                {"all": self.scores},
+                lambda scores: np.array([iqm(scores)]),
+                reps=n_resamples,
+                confidence_interval_size=confidence,
+            )
+        finally:
+            np.random.set_state(state)
         low, high = found["all"][:, 0].tolist()
         return low, high
 

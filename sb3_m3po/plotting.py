@@ -15,7 +15,7 @@ def _figure(width: float, height: float) -> "Figure":
     try:
         return importlib.import_module("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
     except ImportError as error:
-        raise ImportError(f"Pictures need matplotlib: pip install matplotlib ({error})") from error
+        raise ImportError(f'Pictures need matplotlib: pip install "sb3_m3po[plots]" ({error})') from error
 
 
 def plot_task_heatmap(
@@ -42,7 +42,7 @@ def plot_task_heatmap(
     axes.set_xticks(shown, [f"{steps[i]:,}" for i in shown])
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("environment steps")
-    figure.colorbar(image, label="score, 0 and 1 as given" if bounds else "score, from each task's lowest to its highest")
+    figure.colorbar(image, label="score" if bounds else "score, lowest to highest")
     return figure
 
 
@@ -68,7 +68,9 @@ def plot_task_embeddings(embeddings: Any, names: Sequence[str] | None = None) ->
     axes = figure.subplots()
     axes.scatter(*points.T)
     for name, point in zip(names or map(str, range(len(points))), points, strict=True):
-        axes.annotate(name, point, xytext=(4, 4), textcoords="offset points")
+        # Towards the middle, where there is room for it
+        side = -1 if point[0] > 0 else 1
+        axes.annotate(name, point, xytext=(4 * side, 4), textcoords="offset points", ha="left" if side > 0 else "right")
     axes.margins(0.15)
     axes.set_xlabel(f"first component ({shares[0]:.0%} of the variance)")
     axes.set_ylabel(f"second component ({shares[1]:.0%})")

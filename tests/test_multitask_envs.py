@@ -241,7 +241,7 @@ def test_seeds_make_environments_equal_and_each_its_own() -> None:
 
 
 def test_workers_do_the_same_as_one_process() -> None:
-    tasks = ["Pendulum-v1", "MountainCarContinuous-v0", SMALL]
+    tasks: list[Any] = ["Pendulum-v1", "MountainCarContinuous-v0", SMALL]
 
     def play(vec_env_cls: type[VecEnv], **kwargs: Any) -> list[Any]:
         env = make_multitask_vec_env(tasks, seed=1, vec_env_cls=vec_env_cls, vec_env_kwargs=kwargs)
@@ -277,7 +277,12 @@ def pendulum(g: float = 10.0) -> gym.Env:
 
 
 def test_names_of_tasks() -> None:
-    tasks = ["Pendulum-v1", pendulum, Task("Pendulum-v1", "moon", env_kwargs=dict(g=1.6)), lambda: gym.make("Acrobot-v1")]
+    tasks: list[Any] = [
+        "Pendulum-v1",
+        pendulum,
+        Task("Pendulum-v1", "moon", env_kwargs=dict(g=1.6)),
+        lambda: gym.make("Acrobot-v1"),
+    ]
     env = make_multitask_vec_env(tasks[:3])
     assert env.observation_space["task"].table.names == ["Pendulum-v1", "pendulum", "moon"]  # type: ignore[index]
     assert [echo.g for echo in echoes(env)] == [10.0, 10.0, 1.6]
@@ -423,7 +428,7 @@ def vector(mode: AutoresetMode, sub: Callable[..., Any] = SyncVectorEnv, **kwarg
 
 @pytest.mark.parametrize("mode", list(AutoresetMode), ids=str)
 def test_adapter_does_what_dummy_vec_env_does(mode: AutoresetMode) -> None:
-    space = dict(observation_space=box(2))
+    space: dict[str, Any] = dict(observation_space=box(2))
     mine = VectorEnvAdapter(vector(mode))
     dummy = DummyVecEnv([lambda: Echo(length=3, **space), lambda: Echo(length=4, truncates=True, **space)])
     for env in (mine, dummy):
@@ -576,7 +581,7 @@ def test_random_spaces_survive_the_round_trip() -> None:
         tasks = []
         for i in range(3):
             low = rng.uniform(-5, 5, rng.integers(1, 4))
-            space = spaces.Box(low, low + rng.uniform(0, 3, low.shape), dtype=rng.choice([np.float32, np.float64]))
+            space = spaces.Box(low, low + rng.uniform(0, 3, low.shape), dtype=[np.float32, np.float64][i % 2])
             tasks.append(Task(RandomEnv, f"t{i}", env_kwargs=dict(action_space=space)))
         env = make_multitask_vec_env(tasks)
         env.reset()

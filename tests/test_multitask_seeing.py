@@ -1,0 +1,344 @@
+"""What one sees of several tasks: scores, callbacks, logs and pictures."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnRewardThreshold
+from stable_baselines3.common.logger import KVWriter, configure
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+
+from sb3_m3po import M3PO, Task, TaskEvalCallback, TaskScores, TaskStatsCallback, evaluate_per_task, make_multitask_vec_env
+from sb3_m3po.envs import MultiTaskEnv
+from sb3_m3po.evaluation import iqm
+from sb3_m3po.plotting import plot_task_embeddings, plot_task_heatmap
+from tests.helpers import tiny_model
+
+VECTOR = spaces.Box(-1.0, 1.0, (2,))
+
+
+class Known(gym.Env):
+    """
+    Episode ``k`` (from 1 on) has ``length`` steps, times ``k`` if it ``grows``, and rewards that sum up to ``score + k``.
+
+    :param score: See above
+    :param length: See above
+    :param succeeds: Which of the episodes succeed, over and over; ``None`` for a task that does not say
+    """
+
+    def __init__(self, score: float = 0.0, length: int = 3, grows: bool = False, succeeds: tuple[bool, ...] | None = None):
+        self.observation_space, self.action_space = VECTOR, spaces.Box(-1.0, 1.0, (1,))
+        self.score, self.length, self.grows, self.succeeds = score, length, grows, succeeds
+        self.episode = self.t = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.episode += 1
+        self.t = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        steps = self.length * (self.episode if self.grows else 1)
+        info: dict[str, Any] = {}
+        if self.t == steps and self.succeeds is not None:
+            info["is_success"] = self.succeeds[(self.episode - 1) % len(self.succeeds)]
+        return np.zeros(2, np.float32), (self.score + self.episode) / steps, self.t == steps, False, info
+
+
+def known(name: str, **kwargs: Any) -> Task:
+    return Task(Known, name, env_kwargs=kwargs)
+
+
+TWO = [known("short", score=10.0, length=2, succeeds=(True, False)), known("long", score=-100.0, length=9)]
+
+
+class Still:
+    """Stands in for a model: does nothing."""
+
+    def __init__(self, env: VecEnv):
+        self.action_space = env.action_space
+
+    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> Any:
+        return np.zeros((len(observation["task"]), *(self.action_space.shape or ()))), state
+
+
+# ---------------------------------------------------------------------- scores
+
+
+@pytest.mark.parametrize("copies", [1, 2, 3])
+def test_each_task_has_its_episodes(copies: int) -> None:
+    env = make_multitask_vec_env(TWO, n_envs_per_task=copies)
+    scores = evaluate_per_task(Still(env), env, n_eval_episodes=4)
+    assert list(scores) == ["short", "long"]
+    assert [len(scores.returns[name]) for name in scores] == [4, 4]
+    expected = {1: [1, 2, 3, 4], 2: [1, 1, 2, 2], 3: [1, 1, 1, 2]}[copies]
+    np.testing.assert_allclose(np.sort(scores.returns["short"]), np.array(expected) + 10.0, rtol=1e-6)
+    np.testing.assert_allclose(np.sort(scores.returns["long"]), np.array(expected) - 100.0, rtol=1e-6)
+    assert scores.lengths["long"].tolist() == [9] * 4
+    assert scores.success_rate == {"short": {1: 0.5, 2: 0.5, 3: 0.75}[copies]}
+    assert scores["short"] == pytest.approx(10 + np.mean(expected)) and len(scores) == 2
+
+
+def test_short_episodes_do_not_count_more() -> None:
+    """Two environments of a task, one of which plays episodes that get longer: each plays half of them."""
+    space = make_multitask_vec_env(known("a")).observation_space
+
+    class Like(gym.ObservationWrapper):
+        def __init__(self, env: gym.Env):
+            super().__init__(env)
+            self.observation_space = space
+
+        def observation(self, observation: Any) -> Any:
+            return {"observation": observation, "task": 0}
+
+    env = DummyVecEnv([lambda: Like(Known(0.0, 1)), lambda: Like(Known(100.0, 5, grows=True))])
+    scores = evaluate_per_task(Still(env), env, n_eval_episodes=6)
+    np.testing.assert_allclose(np.sort(scores.returns["a"]), np.array([1, 2, 3, 101, 102, 103]), rtol=1e-6)
+
+
+def test_an_environment_that_draws_its_tasks_plays_all_of_them() -> None:
+    env = MultiTaskEnv(TWO)
+    env.reset(seed=0)
+    scores = evaluate_per_task(Still(DummyVecEnv([lambda: env])), env, n_eval_episodes=3)
+    assert {name: len(found) for name, found in scores.returns.items()} == {"short": 3, "long": 3}
+    assert scores.lengths["short"].tolist() == [2, 2, 2]
+
+
+def test_tasks_that_are_not_in_the_env_have_no_score() -> None:
+    both = make_multitask_vec_env(TWO)
+    env = make_multitask_vec_env(TWO[1], like=both)
+    assert list(evaluate_per_task(Still(env), env, 2)) == ["long"]
+
+
+def test_scores_need_tasks() -> None:
+    env = DummyVecEnv([Known])
+    with pytest.raises(ValueError, match="task_key='task'"):
+        evaluate_per_task(None, env)
+
+
+def test_iqm_by_hand() -> None:
+    assert iqm(np.array([[100.0, 1.0], [2.0, -50.0]])) == 1.5
+    assert iqm(np.arange(8.0)) == 3.5
+    assert iqm(np.array([0.0, 0.0, 6.0])) == 2.0  # a quarter of 3 is less than one
+
+
+def scores_of(successes: dict[str, Any] | None = None, bounds: Any = None) -> TaskScores:
+    returns = {"a": np.array([0.0, 10.0, 10.0, 20.0]), "b": np.array([-100.0, -100.0, -50.0, -50.0])}
+    return TaskScores(returns, {name: np.ones(4) for name in returns}, successes or {}, bounds)
+
+
+def test_what_tasks_are_compared_by() -> None:
+    np.testing.assert_allclose(scores_of().scores, [[0, -100], [10, -100], [10, -50], [20, -50]])
+    bounded = scores_of(bounds={"a": (0, 20), "b": (-100, 0)})
+    np.testing.assert_allclose(bounded.scores, [[0, 0], [0.5, 0], [0.5, 0.5], [1, 0.5]])
+    # Of 0, 0, 0, .5, .5, .5, .5, 1 the middle four
+    assert bounded.iqm == pytest.approx(1.5 / 4)
+    some = {"a": np.array([1.0, 0.0, 0.0, 0.0])}
+    assert scores_of(some).iqm == scores_of().iqm
+    every = {**some, "b": np.ones(4)}
+    assert scores_of(every).iqm == pytest.approx((0 + 1 + 1 + 1) / 4)
+    with pytest.raises(ValueError, match="missing for b"):
+        _ = scores_of(bounds={"a": (0, 1)}).scores
+
+
+def test_interval_holds_the_mean_and_is_narrower_with_more_episodes() -> None:
+    pytest.importorskip("rliable")
+    rng = np.random.default_rng(0)
+
+    def interval(n: int) -> tuple[float, float]:
+        returns = {name: rng.normal(0.5, 0.1, n) for name in "abc"}
+        return TaskScores(returns, returns).interval()
+
+    (low, high), (lower, higher) = interval(200), interval(5)
+    assert low < 0.5 < high and high - low < 0.05
+    assert higher - lower > 2 * (high - low)
+    # One number for one set of scores, and none of the training's random numbers are used up
+    np.random.seed(3)
+    assert interval(5) != interval(5)  # of other scores
+    first = scores_of().interval()
+    drawn = np.random.random()
+    np.random.seed(3)
+    assert drawn == np.random.random() and first == scores_of().interval()
+    constant = {"a": np.full(5, 2.0)}
+    assert TaskScores(constant, constant).interval() == (2.0, 2.0)
+
+
+def test_a_table_of_scores() -> None:
+    lines = str(scores_of({"a": np.array([1.0, 0.0, 0.0, 0.0])})).splitlines()
+    assert [line.split() for line in lines] == [
+        ["a", "10.00", "+-", "7.07", "success", "0.25"],
+        ["b", "-75.00", "+-", "25.00"],
+        ["IQM", "-22.50"],
+    ]
+
+
+# ------------------------------------------------------------------- callbacks
+
+
+class Written(KVWriter):
+    """Keeps what was logged."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
+        self.rows.append(dict(key_values))
+
+    def close(self) -> None:
+        pass
+
+    def latest(self, key: str) -> Any:
+        return [row[key] for row in self.rows if key in row][-1]
+
+
+def watched(model: Any) -> Written:
+    """:return: What the model will log"""
+    logger, writer = configure(None, []), Written()
+    logger.output_formats.append(writer)
+    model.set_logger(logger)
+    return writer
+
+
+def test_training_logs_each_task() -> None:
+    env = make_multitask_vec_env(TWO, n_envs_per_task=2)
+    model = tiny_model(env, "MultiInputPolicy", stats_window_size=4)
+    log = watched(model)
+    model.learn(4 * 4 * 16)
+    # 64 steps of each environment: 32 episodes of 2, 7 of 9; the last two of each of two environments
+    assert log.latest("rollout/short/ep_rew_mean") == pytest.approx(10 + 31.5)
+    assert log.latest("rollout/long/ep_rew_mean") == pytest.approx(-100 + 6.5)
+    assert (log.latest("rollout/short/ep_len_mean"), log.latest("rollout/long/ep_len_mean")) == (2, 9)
+    assert log.latest("rollout/short/success_rate") == 0.5
+    assert not any("rollout/long/success_rate" in row for row in log.rows)
+
+
+def test_one_task_has_no_logs_of_its_own() -> None:
+    model = tiny_model(make_multitask_vec_env(TWO[0]), "MultiInputPolicy")
+    log = watched(model)
+    model.learn(64)
+    assert not any(key.startswith("rollout/short") for row in log.rows for key in row)
+
+
+def test_other_algorithms_log_each_task_by_a_callback() -> None:
+    env = make_multitask_vec_env(TWO)
+    model = PPO("MultiInputPolicy", env, n_steps=32, batch_size=32)
+    log = watched(model)
+    model.learn(128, callback=TaskStatsCallback(window=2, log_freq=16))
+    assert log.latest("rollout/short/ep_rew_mean") == pytest.approx(10 + np.mean([31, 32]), abs=1)
+    assert log.latest("rollout/long/ep_rew_mean") == pytest.approx(-100 + 6.5)
+
+
+def test_evaluations_are_logged_and_written(tmp_path: Any) -> None:
+    env = make_multitask_vec_env(TWO)
+    model = tiny_model(env, "MultiInputPolicy")
+    log = watched(model)
+    eval_env = make_multitask_vec_env(TWO)
+    callback = TaskEvalCallback(
+        eval_env, n_eval_episodes=2, eval_freq=32, log_path=str(tmp_path), best_model_save_path=str(tmp_path), verbose=0
+    )
+    model.learn(128, callback=callback)
+    # While "long" played its episodes 1 and 2, "short" played 9, and both began another; so these are 11, 12 and 4, 5
+    assert log.latest("eval/short/mean_reward") == pytest.approx(10 + 11.5)
+    assert log.latest("eval/long/mean_reward") == pytest.approx(-100 + 4.5)
+    assert log.latest("eval/mean_reward") == pytest.approx((21.5 - 95.5) / 2)
+    assert log.latest("eval/mean_ep_length") == pytest.approx((2 + 9) / 2)
+    assert log.latest("eval/iqm") == pytest.approx((21.5 - 95.5) / 2)
+    assert log.latest("eval/short/success_rate") == log.latest("eval/success_rate") == 0.5
+    found = np.load(tmp_path / "evaluations.npz")
+    assert sorted(found) == ["ep_lengths", "results", "successes", "task_results", "tasks", "timesteps"]
+    assert found["timesteps"].tolist() == [64, 128] and found["tasks"].tolist() == ["short", "long"]
+    assert found["results"].shape == found["ep_lengths"].shape == (2, 4)
+    np.testing.assert_allclose(found["task_results"], [[11.5, -98.5], [21.5, -95.5]])
+    assert M3PO.load(tmp_path / "best_model").num_timesteps == 128
+
+
+def test_the_best_model_is_that_of_the_best_iqm(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second has the highest mean, by one lucky task; the third the best middle half."""
+    found = [[0.0, 0.0, 0.0, 0.0], [0.0, 0.1, 0.1, 9.0], [0.5, 0.5, 0.5, 0.5], [0.4, 0.4, 0.4, 3.0]]
+    results = iter(
+        TaskScores({n: np.array([x]) for n, x in zip("abcd", row, strict=True)}, {"a": np.ones(1)}) for row in found
+    )
+    monkeypatch.setattr("sb3_m3po.callbacks.evaluate_per_task", lambda *args, **kwargs: next(results))
+    env = make_multitask_vec_env(TWO)
+    model = tiny_model(env, "MultiInputPolicy")
+    callback = TaskEvalCallback(env, eval_freq=16, best_model_save_path=str(tmp_path), verbose=0, warn=False)
+    model.learn(128, callback=callback)
+    assert callback.best_mean_reward == 0.5
+    assert M3PO.load(tmp_path / "best_model").num_timesteps == 96
+
+
+def test_callbacks_of_the_evaluation_are_called() -> None:
+    class Count(BaseCallback):
+        calls = 0
+
+        def _on_step(self) -> bool:
+            self.calls += 1
+            return True
+
+    env, after = make_multitask_vec_env(TWO), Count()
+    model = tiny_model(env, "MultiInputPolicy")
+    model.learn(128, callback=TaskEvalCallback(env, None, after, 1, eval_freq=32, verbose=0, warn=False))
+    assert after.calls == 2
+    # The first IQM of two episodes is (11 - 99) / 2: the training ends there
+    env = make_multitask_vec_env(TWO)
+    stop = StopTrainingOnRewardThreshold(reward_threshold=-50)
+    model = tiny_model(make_multitask_vec_env(TWO), "MultiInputPolicy")
+    model.learn(1_000, callback=TaskEvalCallback(env, stop, None, 1, eval_freq=32, verbose=0, warn=False))
+    assert model.num_timesteps == 64
+
+
+def test_evaluation_under_vec_normalize_takes_the_training_s_statistics() -> None:
+    kwargs = dict(norm_reward=False, norm_obs_keys=["observation"])
+    train = VecNormalize(make_multitask_vec_env(["Pendulum-v1", TWO[0]], seed=0), **kwargs)  # type: ignore[arg-type]
+    test = VecNormalize(make_multitask_vec_env(["Pendulum-v1", TWO[0]], seed=1), training=False, **kwargs)  # type: ignore[arg-type]
+    model = tiny_model(train, "MultiInputPolicy")
+    model.learn(64, callback=TaskEvalCallback(test, n_eval_episodes=1, eval_freq=32, verbose=0))
+    np.testing.assert_array_equal(test.obs_rms["observation"].mean, train.obs_rms["observation"].mean)  # type: ignore[index]
+
+
+def test_looking_changes_nothing() -> None:
+    def trained(callback: Any) -> M3PO:
+        return tiny_model(make_multitask_vec_env(TWO, seed=0), "MultiInputPolicy").learn(128, callback=callback)
+
+    looked = trained(TaskEvalCallback(make_multitask_vec_env(TWO), n_eval_episodes=1, eval_freq=16, verbose=0))
+    alone = trained(None)
+    for mine, theirs in zip(looked.policy.parameters(), alone.policy.parameters(), strict=True):
+        assert mine.equal(theirs)
+
+
+# -------------------------------------------------------------------- pictures
+
+
+def test_heatmap_shows_the_scores(tmp_path: Any) -> None:
+    path = str(tmp_path / "evaluations.npz")
+    np.savez(path, timesteps=[100, 200, 300], tasks=["a", "b"], task_results=[[0.0, -5.0], [5.0, -5.0], [10.0, -1.0]])
+    figure = plot_task_heatmap(path)
+    drawn = figure.axes[0].images[0].get_array()
+    np.testing.assert_allclose(np.asarray(drawn), [[0, 0.5, 1], [0, 0, 1]])
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b"]
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["100", "200", "300"]
+    bounded = plot_task_heatmap(path, bounds={"a": (0, 20), "b": (-9, -1)})
+    np.testing.assert_allclose(np.asarray(bounded.axes[0].images[0].get_array())[:, 2], [0.5, 1])
+    figure.savefig(tmp_path / "heatmap.png")
+
+
+def test_embeddings_are_drawn_by_their_principal_components(tmp_path: Any) -> None:
+    model = tiny_model(make_multitask_vec_env([*TWO, known("third")]), "MultiInputPolicy")
+    figure = plot_task_embeddings(model)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["short", "long", "third"]
+    figure.savefig(tmp_path / "embeddings.png")
+    # Three points on a line: all is in the first component
+    line = plot_task_embeddings(np.outer([-3.0, 1.0, 2.0], [0.6, 0.8, 0.0]), list("abc")).axes[0]
+    points = np.asarray(line.collections[0].get_offsets())
+    np.testing.assert_allclose(np.abs(points[:, 0]), np.array([3, 1, 2]), atol=1e-12)
+    np.testing.assert_allclose(points[:, 1], 0, atol=1e-12)
+    assert "100%" in line.get_xlabel()
+
+
+def test_one_task_has_no_embedding_to_draw() -> None:
+    with pytest.raises(ValueError, match="single task"):
+        plot_task_embeddings(tiny_model(make_multitask_vec_env(TWO[0]), "MultiInputPolicy"))
