@@ -581,7 +581,7 @@ def test_random_spaces_survive_the_round_trip() -> None:
         tasks = []
         for i in range(3):
             low = rng.uniform(-5, 5, rng.integers(1, 4))
-            space = spaces.Box(low, low + rng.uniform(0, 3, low.shape), dtype=[np.float32, np.float64][i % 2])
+            space = spaces.Box(low, low + rng.uniform(0, 3, low.shape), dtype=(np.float32, np.float64)[i % 2])  # type: ignore[arg-type]
             tasks.append(Task(RandomEnv, f"t{i}", env_kwargs=dict(action_space=space)))
         env = make_multitask_vec_env(tasks)
         env.reset()
