@@ -3,6 +3,10 @@ Train an algorithm on an environment with several seeds, evaluate it on the way,
 
 ``python -m benchmarks.run --algo m3po --env CartPole-v1 --steps 40000 --seeds 0 1 2``
 
+A set of tasks stands where an environment does (see ``benchmarks.task_sets``), and has one row per evaluation and task:
+
+``python -m benchmarks.run --algo m3po --env mt10 --steps 1000000``
+
 The same command goes on after a kill, and skips the seeds that are done.
 """
 
@@ -17,8 +21,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -27,13 +34,18 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_nor
 from benchmarks.algorithms import Settings, algorithm_class, apply_overrides, policy_name, zoo_settings
 from benchmarks.envs import frames_per_decision, vec_env
 from benchmarks.record import CHECKPOINTS, RESULTS, Clock, append_row, commit, machine, read_rows, write_rows
+from benchmarks.task_sets import is_task_set, task_vec_env
+from sb3_m3po import evaluate_per_task
 
 N_EPISODES = 20
+# of each task of several, in turn in so many environments
+N_TASK_EPISODES, N_TASK_COPIES = 10, 2
 EVALUATION_SEED = 100_000_000
 COLUMNS = (
     *("algo", "variant", "env", "seed", "steps", "mean_reward", "std_reward", "n_episodes"),
     *("wall_seconds", "cpu_seconds", "eval_seconds", "n_updates", "commit", "command", "machine"),
 )
+TASK_COLUMNS = (*COLUMNS[:3], "task", *COLUMNS[3:6], "success_rate", *COLUMNS[6:])
 
 
 @dataclass
@@ -52,6 +64,8 @@ class Run:
     :param checkpoints: folder of the checkpoints
     :param reward_scale: factor on the training rewards; evaluations are never scaled
     :param eval_planning: samples and iterations of the planner while evaluating, or ``None`` for the policy alone
+    :param grown_from: the set of tasks whose final model takes these tasks in, or ``None`` to begin anew
+    :param train: what of it then learns, ``"all"`` or ``"new"``
     """
 
     algo: str
@@ -65,6 +79,8 @@ class Run:
     checkpoints: Path = CHECKPOINTS
     reward_scale: float = 1.0
     eval_planning: tuple[int, int] | None = None
+    grown_from: str | None = None
+    train: str = "all"
     provenance: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -82,7 +98,12 @@ class Run:
 
     @property
     def _stem(self) -> str:
-        return f"{self.env_id.replace('/', '-')}_seed{self.seed}"
+        return stem(self.env_id, self.seed)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the file."""
+        return TASK_COLUMNS if is_task_set(self.env_id) else COLUMNS
 
     @property
     def interval(self) -> int:
@@ -98,6 +119,15 @@ class Run:
         """Whether the rows reach the end of the budget."""
         rows = read_rows(self.csv_path)
         return bool(rows) and int(rows[-1]["steps"]) >= self.steps
+
+
+def stem(env_id: str, seed: int) -> str:
+    """
+    :param env_id: id of the environment, or name of the set of tasks
+    :param seed: seed of the training
+    :return: how the files of the run are called
+    """
+    return f"{env_id.replace('/', '-').replace(':', '_')}_seed{seed}"
 
 
 class Evaluate(BaseCallback):
@@ -117,6 +147,9 @@ class Evaluate(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._saved_at = self.clock.wall
+        if self.run.grown_from is not None and self.num_timesteps == 0:
+            # Before it has seen anything of the new task
+            self._record(0)
         self._plan_next()
         self.clock.start()
 
@@ -143,18 +176,21 @@ class Evaluate(BaseCallback):
     def _record(self, steps: int) -> None:
         """Evaluate and write the row."""
         started = time.perf_counter()
-        mean, std = evaluate(self.model, self.eval_env, self.run.seed, self.run.eval_planning)
+        results = evaluate(self.model, self.eval_env, self.run.seed, self.run.eval_planning)
         seconds = time.perf_counter() - started
         run, clock = self.run, self.clock
-        row = {"algo": run.algo, "variant": run.variant, "env": run.env_id, "seed": run.seed, "steps": steps}
-        row |= {"mean_reward": round(mean, 4), "std_reward": round(std, 4), "n_episodes": N_EPISODES}
-        row |= {"wall_seconds": round(clock.wall, 2), "cpu_seconds": round(clock.cpu, 2), "eval_seconds": round(seconds, 2)}
-        append_row(run.csv_path, row | {"n_updates": self.model._n_updates} | run.provenance)
-        score = f"{mean:10.2f} +- {std:8.2f}"
-        print(
-            f"{run.algo}-{run.variant} {run.env_id} seed {run.seed}: {steps:>8,} steps {score} {clock.cpu:8.1f} CPU-s",
-            flush=True,
-        )
+        for result in results:
+            row = {"algo": run.algo, "variant": run.variant, "env": run.env_id, "seed": run.seed, "steps": steps, **result}
+            row |= {"wall_seconds": round(clock.wall, 2), "cpu_seconds": round(clock.cpu, 2)}
+            row |= {"eval_seconds": round(seconds, 2), "n_updates": self.model._n_updates, **run.provenance}
+            append_row(run.csv_path, {name: row[name] for name in run.columns})
+            score = (
+                f"{row['mean_reward']:10.2f} +- {row['std_reward']:8.2f} {row.get('task', '')} {row.get('success_rate', '')}"
+            )
+            print(
+                f"{run.algo}-{run.variant} {run.env_id} seed {run.seed}: {steps:>8,} steps {score} {clock.cpu:8.1f} CPU-s",
+                flush=True,
+            )
 
     def _checkpoint(self, steps: int) -> None:
         """Save all that a rerun needs; less often where saving takes long."""
@@ -167,15 +203,15 @@ class Evaluate(BaseCallback):
 
 def evaluate(
     model: BaseAlgorithm, eval_env: VecEnv, seed: int, planning: tuple[int, int] | None = None
-) -> tuple[float, float]:
+) -> list[dict[str, Any]]:
     """
-    Run deterministic episodes, one in each environment, always from the same seeds.
+    Run deterministic episodes, always from the same seeds.
 
     :param model: what is evaluated; its ``VecNormalize`` statistics are copied, not changed
-    :param eval_env: one environment per episode
+    :param eval_env: one environment per episode, or some of each of several tasks
     :param seed: the training seed, from which the evaluation's are derived
     :param planning: samples and iterations of M3PO's planner, or ``None``
-    :return: mean and standard deviation of the returns
+    :return: mean and standard deviation of the returns; of each of several tasks, with its success rate
     """
     training_env = model.get_env()
     assert training_env is not None
@@ -184,8 +220,31 @@ def evaluate(
     eval_env.seed(EVALUATION_SEED + 1_000 * seed)
     context = model.set_planning(*planning) if planning else contextlib.nullcontext()  # type: ignore[attr-defined]
     with context:
-        mean, std = evaluate_policy(model, eval_env, n_eval_episodes=eval_env.num_envs, deterministic=True)
-    return float(mean), float(std)  # type: ignore[arg-type]
+        if is_multitask(eval_env):
+            scores = evaluate_per_task(model, eval_env, N_TASK_EPISODES)
+            return [
+                scored(returns) | {"task": task, "success_rate": scores.success_rate.get(task, "")}
+                for task, returns in scores.returns.items()
+            ]
+        returns, _ = evaluate_policy(model, eval_env, eval_env.num_envs, deterministic=True, return_episode_rewards=True)
+    return [scored(np.array(returns))]
+
+
+def is_multitask(env: VecEnv) -> bool:
+    """
+    :param env: environments
+    :return: whether they say which task they are of
+    """
+    return isinstance(env.observation_space, spaces.Dict) and "task" in env.observation_space.spaces
+
+
+def scored(returns: np.ndarray) -> dict[str, Any]:
+    """
+    :param returns: one per episode
+    :return: what a row says of them
+    """
+    mean, std = round(float(returns.mean()), 4), round(float(returns.std()), 4)
+    return {"mean_reward": mean, "std_reward": std, "n_episodes": len(returns)}
 
 
 def save_checkpoint(model: BaseAlgorithm, run: Run, state: dict[str, float]) -> None:
@@ -232,7 +291,9 @@ def build(run: Run, checkpoint: Path | None, steps: int) -> BaseAlgorithm:
     :return: a model with its training environments
     """
     settings = run.settings
-    env = vec_env(run.env_id, settings.n_envs, run.seed, run.reward_scale)
+    if run.grown_from is not None and checkpoint is None:
+        return grow(run)
+    env = training_env(run, checkpoint)
     if settings.normalize is not None:
         saved = None if checkpoint is None else str(checkpoint / "normalize.pkl")
         env = VecNormalize(env, **settings.normalize) if saved is None else VecNormalize.load(saved, env)
@@ -243,6 +304,37 @@ def build(run: Run, checkpoint: Path | None, steps: int) -> BaseAlgorithm:
     if hasattr(model, "load_replay_buffer"):
         model.load_replay_buffer(checkpoint / "memory.pkl")
     model.set_random_seed(run.seed + 1_000 * steps)
+    return model
+
+
+def training_env(run: Run, checkpoint: Path | None) -> VecEnv:
+    """
+    :param run: the run
+    :param checkpoint: folder of a checkpoint, or ``None`` to begin
+    :return: its environments, without normalisation
+    """
+    if not is_task_set(run.env_id):
+        return vec_env(run.env_id, run.settings.n_envs, run.seed, run.reward_scale)
+    like = None
+    if run.grown_from is not None and checkpoint is not None:
+        # Its tasks stand behind others in the table
+        like = algorithm_class(run.algo).load(checkpoint / "model.zip", device="cpu")
+    return task_vec_env(run.env_id, run.settings.n_envs, run.seed, like)
+
+
+def grow(run: Run) -> BaseAlgorithm:
+    """
+    :param run: a run that begins with the final model of another one, of the same seed and settings
+    :return: that model, with the run's tasks taken in
+    """
+    assert run.grown_from is not None
+    variant = run.variant.removesuffix(f",grown-{run.train}")
+    path = run.checkpoints / f"{run.algo}-{variant}" / stem(run.grown_from, run.seed) / "final.zip"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: first run --env {run.grown_from} --seeds {run.seed}")
+    model: Any = algorithm_class(run.algo).load(path, device="cpu")
+    model.add_tasks(task_vec_env(run.env_id, run.settings.n_envs, run.seed, like=model), train=run.train)
+    model.num_timesteps = 0
     return model
 
 
@@ -258,10 +350,10 @@ def train(run: Run) -> None:
     th.set_num_threads(1)
     checkpoint, state = last_checkpoint(run)
     rows = [row for row in read_rows(run.csv_path) if int(row["steps"]) <= state["steps"]]
-    write_rows(run.csv_path, rows, COLUMNS)
+    write_rows(run.csv_path, rows, run.columns)
     run.checkpoint_dir.mkdir(parents=True, exist_ok=True)
     model = build(run, checkpoint, int(state["steps"]))
-    eval_env = vec_env(run.env_id, N_EPISODES, EVALUATION_SEED)
+    eval_env = evaluation_env(run, model)
     if run.settings.normalize is not None:
         eval_env = VecNormalize(eval_env, **{**run.settings.normalize, "training": False, "norm_reward": False})
     callback = Evaluate(run, eval_env, Clock(state["wall"], state["cpu"]))
@@ -269,6 +361,17 @@ def train(run: Run) -> None:
     model.learn(decisions, callback=callback, reset_num_timesteps=checkpoint is None)
     for folder in run.checkpoint_dir.glob("step*"):
         shutil.rmtree(folder)
+
+
+def evaluation_env(run: Run, model: BaseAlgorithm) -> VecEnv:
+    """
+    :param run: the run
+    :param model: its model
+    :return: environments to evaluate it in, without normalisation
+    """
+    if not is_task_set(run.env_id):
+        return vec_env(run.env_id, N_EPISODES, EVALUATION_SEED)
+    return task_vec_env(run.env_id, N_TASK_COPIES, EVALUATION_SEED, like=model)
 
 
 def run_commands(commands: list[list[str]], jobs: int) -> int:
@@ -303,6 +406,8 @@ def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="name of the settings in the results; defaults to what differs from the defaults")
     parser.add_argument("--reward-scale", type=float, default=1.0, help="factor on the training rewards")
     parser.add_argument("--eval-planning", type=int, nargs=2, metavar=("SAMPLES", "ITERATIONS"), help="plan in evaluations")
+    parser.add_argument("--grown-from", metavar="TASKS", help="take the tasks into the final model of another set's run")
+    parser.add_argument("--train", default="all", help="what a grown model learns: all, or new")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process with one thread")
@@ -320,6 +425,8 @@ def settings_options(args: argparse.Namespace) -> list[str]:
     options += ["--name", args.name] if args.name else []
     options += ["--reward-scale", f"{args.reward_scale:g}"] if args.reward_scale != 1.0 else []
     options += ["--eval-planning", *map(str, args.eval_planning)] if args.eval_planning else []
+    options += ["--grown-from", args.grown_from] if args.grown_from else []
+    options += ["--train", args.train] if args.train != "all" else []
     options += ["--out", str(args.out)] if args.out != RESULTS else []
     return options + (["--checkpoints", str(args.checkpoints)] if args.checkpoints != CHECKPOINTS else [])
 
@@ -337,13 +444,14 @@ def make_run(args: argparse.Namespace, seed: int) -> Run:
     words += [f"envs={args.n_envs}"] if args.n_envs else []
     words += [f"rewards={args.reward_scale:g}"] if args.reward_scale != 1.0 else []
     words += ["eval-planning={}x{}".format(*args.eval_planning)] if args.eval_planning else []
+    variant = args.name or ",".join(words) or "default"
+    variant += f",grown-{args.train}" if args.grown_from else ""
     options = ["--env", args.env, "--steps", str(args.steps), "--seeds", str(seed), *settings_options(args)]
     command = shlex.join(["python", "-m", "benchmarks.run", *options])
-    run = Run(
-        args.algo.split(":")[-1], args.name or ",".join(words) or "default", args.env, seed, args.steps, settings, command
-    )
+    run = Run(args.algo.split(":")[-1], variant, args.env, seed, args.steps, settings, command)
     run.out, run.checkpoints = args.out, args.checkpoints
     run.reward_scale = args.reward_scale
+    run.grown_from, run.train = args.grown_from, args.train
     run.eval_planning = tuple(args.eval_planning) if args.eval_planning else None
     return run
 
