@@ -1,5 +1,6 @@
 """
-Measure what a uniformly random policy scores on the environments of the table, and how slow vector observations are.
+Measure what a uniformly random policy scores on the environments of the table and of the sets of tasks, and how slow vector
+observations are.
 
 ``python -m benchmarks.random_baseline``
 """
@@ -11,9 +12,11 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks.envs import vec_env
-from benchmarks.record import RANDOM_CSV, commit, machine, write_rows
+from benchmarks.record import RANDOM_CSV, commit, machine, read_rows, write_rows
 from benchmarks.targets import TARGETS
+from benchmarks.task_sets import is_task_set, name_of, task_vec_env, tasks_of
 
+SETS = ("dm", "discrete-mix")
 COLUMNS = ("env", "mean_reward", "std_reward", "n_episodes", "lag_correlation", "commit", "command", "machine")
 SEED = 200_000_000
 
@@ -30,7 +33,7 @@ def random_episodes(env: VecEnv, n_episodes: int) -> tuple[list[float], list[np.
     episodes: list[list[np.ndarray]] = [[]]
     obs = env.reset()
     while len(returns) < n_episodes:
-        episodes[-1].append(np.array(obs)[0])
+        episodes[-1].append(np.array(obs["observation"] if isinstance(obs, dict) else obs)[0])
         obs, _, _, infos = env.step(np.array([env.action_space.sample()]))
         for info in infos:
             if "episode" in info:
@@ -59,14 +62,15 @@ def measure(env_id: str, n_episodes: int) -> dict[str, str | float]:
     :param n_episodes: how many episodes
     :return: a row of the CSV file
     """
-    env = vec_env(env_id, 1, SEED)
+    env = (task_vec_env if is_task_set(env_id) else vec_env)(env_id, 1, SEED)
     env.action_space.seed(SEED)
     returns, episodes = random_episodes(env, n_episodes)
     env.close()
     print(f"{env_id}: {np.mean(returns):.3f} +- {np.std(returns):.3f} over {n_episodes} episodes", flush=True)
     row: dict[str, str | float] = {"env": env_id, "mean_reward": round(float(np.mean(returns)), 4)}
     row |= {"std_reward": round(float(np.std(returns)), 4), "n_episodes": n_episodes}
-    is_vector = isinstance(env.observation_space, spaces.Box) and len(env.observation_space.shape) == 1
+    space = env.observation_space
+    is_vector = isinstance(space, spaces.Dict) or len(space.shape or ()) == 1
     row["lag_correlation"] = round(lag_correlation(episodes), 3) if is_vector else ""
     command = f"python -m benchmarks.random_baseline --episodes {n_episodes}"
     return row | {"commit": commit(), "command": command, "machine": machine()}
@@ -78,8 +82,13 @@ def main(argv: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--envs", nargs="+", help="some of them; the other rows stay")
     args = parser.parse_args(argv)
-    write_rows(RANDOM_CSV, [measure(target.env_id, args.episodes) for target in TARGETS], COLUMNS)
+    names = [target.env_id for target in TARGETS]
+    names += [f"{name}:{name_of(task)}" for name in SETS for task in tasks_of(name)]
+    rows = [row for row in read_rows(RANDOM_CSV) if args.envs and row["env"] not in args.envs]
+    rows += [measure(name, args.episodes) for name in args.envs or names]  # type: ignore[misc]
+    write_rows(RANDOM_CSV, rows, COLUMNS)
 
 
 if __name__ == "__main__":

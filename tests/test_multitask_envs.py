@@ -570,6 +570,10 @@ def test_minigrid_s_direction_is_no_task() -> None:
     env = make_multitask_vec_env(["MiniGrid-Empty-5x5-v0", "CartPole-v1"])
     table = env.observation_space["task"].table  # type: ignore[index]
     assert [(spec.observation_dim, spec.action_dim) for spec in table] == [(7 * 7 * 3 + 4, 7), (4, 2)]
+    obs: Any = env.reset()
+    codes = echoes(env)[0].gen_obs()["image"]
+    direction = np.eye(4)[echoes(env)[0].agent_dir]
+    assert obs["observation"][0].tolist() in ([*direction, *codes.ravel()], [*codes.ravel(), *direction])
     alone = tiny_model(gym.wrappers.FilterObservation(gym.make("MiniGrid-Empty-5x5-v0"), ["direction"]), "MultiInputPolicy")
     assert alone.task_table is None
 

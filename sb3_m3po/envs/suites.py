@@ -7,8 +7,9 @@ from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium import spaces
-from gymnasium.wrappers import FilterObservation
+from gymnasium.wrappers import TransformObservation
 
 #: The suite ``"dm_control/easy"``: tasks of the DeepMind Control Suite, of different sizes
 DM_CONTROL_EASY = (
@@ -24,6 +25,8 @@ DM_CONTROL_EASY = (
 _META_WORLD_SUITES = ("MT10", "MT25", "MT50")
 #: Prefix of an id -> module that registers it
 _REGISTERED_BY = {"dm_control/": "shimmy", "Meta-World/": "metaworld", "MiniGrid-": "minigrid"}
+#: The highest of MiniGrid's codes
+_MINIGRID_CODES = 10.0
 #: Seed of Meta-World's 50 positions of each task's goal: training and evaluation have the same ones
 _GOALS_SEED = 0
 
@@ -68,7 +71,7 @@ class Task:
             env = gym.make(self.env, **kwargs)
         except gym.error.Error as error:
             raise ValueError(f"Task {str(self)!r}: {error}") from error
-        return _without_mission(env) if package == "minigrid" else env
+        return _minigrid(env) if package == "minigrid" else env
 
     def name_of(self, env: gym.Env) -> str:
         """
@@ -150,9 +153,16 @@ def _meta_world(env_id: str, kwargs: dict[str, Any]) -> gym.Env:
     return gym.make("Meta-World/MT1", env_name=name, disable_env_checker=True, **{"seed": _GOALS_SEED, **kwargs})
 
 
-def _without_mission(env: gym.Env) -> gym.Env:
-    """MiniGrid's mission is a text, and in most of its environments always the same one."""
+def _minigrid(env: gym.Env) -> gym.Env:
+    """
+    Without MiniGrid's mission, which is a text and in most of its environments always the same one; and its "image", which is
+    no picture but codes of things, colours and states, as the numbers that they are.
+    """
     space = env.observation_space
     if not (isinstance(space, spaces.Dict) and "mission" in space.spaces):
         return env
-    return FilterObservation(env, [key for key in space.spaces if key != "mission"])
+    parts = {key: part for key, part in space.spaces.items() if key != "mission"}
+    parts["image"] = spaces.Box(0.0, _MINIGRID_CODES, space["image"].shape, np.float32)
+    return TransformObservation(
+        env, lambda seen: {key: np.float32(seen[key]) if key == "image" else seen[key] for key in parts}, spaces.Dict(parts)
+    )

@@ -1,0 +1,181 @@
+"""
+Print what one agent scores on sets of tasks, from the CSV files: successes, shares of the single-task agents' scores, and
+how much faster a new task is learned by an agent that knows others.
+
+``python -m benchmarks.task_table``
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.record import RANDOM_CSV, RESULTS, read_rows
+from benchmarks.run import stem
+from benchmarks.table import N_LAST, number
+from benchmarks.task_sets import name_of, tasks_of
+
+#: Set of tasks -> the one whose single tasks its own are compared with
+SINGLES = {"dm-mix": "dm", "dm-family": "dm", "discrete-mix": "discrete-mix"}
+SHARE_TO_REACH = 0.8
+
+
+@dataclass
+class Curve:
+    """
+    One task in one run.
+
+    :param steps: environment steps of the run at each evaluation
+    :param scores: mean reward of each
+    :param successes: success rate of each, ``nan`` where the task says nothing of it
+    :param cpu_minutes: training time until each
+    """
+
+    steps: np.ndarray
+    scores: np.ndarray
+    successes: np.ndarray
+    cpu_minutes: np.ndarray
+
+    @property
+    def final(self) -> float:
+        """Mean of the last evaluations."""
+        return float(self.scores[-N_LAST:].mean())
+
+    def reaches(self, score: float) -> float:
+        """Steps until the first evaluation that reaches a score, infinity if none does."""
+        found = np.flatnonzero(self.scores >= score)
+        return float(self.steps[found[0]]) if len(found) else np.inf
+
+
+def load(folder: Path, label: str, env_id: str, seeds: range = range(100)) -> dict[int, dict[str, Curve]]:
+    """
+    :param folder: where the CSV files are
+    :param label: algorithm and variant, as the folder is called
+    :param env_id: a set of tasks, or a part of one
+    :param seeds: which to look for
+    :return: by seed and task
+    """
+    found: dict[int, dict[str, Curve]] = {}
+    for seed in seeds:
+        rows = read_rows(folder / label / f"{stem(env_id, seed)}.csv")
+        for task in dict.fromkeys(row["task"] for row in rows):
+            mine = [row for row in rows if row["task"] == task]
+            steps, scores = ([float(row[key]) for row in mine] for key in ("steps", "mean_reward"))
+            successes = [float(row["success_rate"] or "nan") for row in mine]
+            minutes = [float(row["cpu_seconds"]) / 60 for row in mine]
+            found.setdefault(seed, {})[task] = Curve(*map(np.array, (steps, scores, successes, minutes)))
+    return found
+
+
+def success_table(folder: Path, env_id: str, labels: list[str]) -> None:
+    """
+    Print mean successes of the final policies.
+
+    :param folder: where the CSV files are
+    :param env_id: a set of tasks
+    :param labels: algorithms and their variants
+    """
+    tasks = [name_of(task) for task in tasks_of(env_id)]
+    print(f"\n| {env_id} | env steps | mean success | per seed | {' | '.join(tasks)} | CPU-min |")
+    print("| --- " * (5 + len(tasks)) + "|")
+    for label in labels:
+        runs = load(folder, label, env_id)
+        if not runs:
+            continue
+        table = np.array([[run[task].successes[-1] for task in tasks] for run in runs.values()])
+        steps, minutes = (
+            np.mean([getattr(run[tasks[0]], key)[-1] for run in runs.values()]) for key in ("steps", "cpu_minutes")
+        )
+        per_seed = ", ".join(f"{value:.2f}" for value in table.mean(1))
+        per_task = " | ".join(f"{value:.2f}" for value in table.mean(0))
+        print(f"| {label} | {steps:,.0f} | {table.mean():.2f} | {per_seed} | {per_task} | {minutes:.0f} |")
+
+
+def share_table(folder: Path, env_id: str, label: str, single: str) -> None:
+    """
+    Print the scores of one agent beside those of agents with a task each, between a random policy (0) and those (1).
+
+    :param folder: where the CSV files are
+    :param env_id: a set of tasks
+    :param label: algorithm and variant of the one agent
+    :param single: those of the agents with a task each
+    """
+    runs, random = load(folder, label, env_id), random_scores()
+    if not runs:
+        return
+    print(f"\n| {env_id} ({label}) | one agent | an agent each ({single}) | random | share |")
+    print("| --- " * 5 + "|")
+    shares = []
+    for task in tasks_of(env_id):
+        name = name_of(task)
+        alone = load(folder, single, f"{SINGLES[env_id]}:{name}")
+        mine, theirs = ([run[name].final for run in group.values()] for group in (runs, alone))
+        low = random.get(f"{SINGLES[env_id]}:{name}")
+        if not theirs or low is None:
+            print(
+                f"| {name} | {number(float(np.mean(mine)))} | {'' if theirs else 'not run'} | {'' if low is None else low} | |"
+            )
+            continue
+        shares.append((np.mean(mine) - low) / (np.mean(theirs) - low))
+        columns = (f"{number(float(np.mean(scores)))} ({', '.join(map(number, scores))})" for scores in (mine, theirs))
+        print(f"| {name} | {' | '.join(columns)} | {number(low)} | {shares[-1]:.2f} |")
+    if shares:
+        print(f"| mean of {len(shares)} | | | | {np.mean(shares):.2f} |")
+
+
+def growth_table(folder: Path, env_id: str, label: str) -> None:
+    """
+    Print in how many steps each task reaches most of its single-task score: from scratch, and left out of the set and then
+    taken in by the agent that learned the others.
+
+    :param folder: where the CSV files are
+    :param env_id: a set of tasks
+    :param label: algorithm and variant of the agent that learned the others
+    """
+    ratios = []
+    lines = []
+    for task in map(name_of, tasks_of(env_id)):
+        alone = load(folder, "m3po-default", f"{SINGLES[env_id]}:{task}")
+        for train in ("all", "new"):
+            grown = load(folder, f"{label},grown-{train}", f"{SINGLES[env_id]}:{task}")
+            if not (grown and alone):
+                continue
+            goal = SHARE_TO_REACH * float(np.mean([run[task].final for run in alone.values()]))
+            scratch, taken_in = ([run[task].reaches(goal) for run in group.values()] for group in (alone, grown))
+            zero_shot = np.mean([run[task].scores[0] for run in grown.values()])
+            ratio = np.median(scratch) / max(np.median(taken_in), 1.0)
+            if train == "all":
+                ratios.append(ratio)
+            steps = " | ".join(", ".join(f"{value:,.0f}" for value in values) for values in (scratch, taken_in))
+            lines.append(f"| {task} ({train}) | {number(goal)} | {number(float(zero_shot))} | {steps} | {ratio:.1f} |")
+    if lines:
+        print(f"\n| new task of {env_id} ({label}) | reach | at 0 steps | steps from scratch | steps taken in | ratio |")
+        print("| --- " * 6 + "|", *lines, f"| median | | | | | {np.median(ratios):.1f} |", sep="\n")
+
+
+def random_scores() -> dict[str, float]:
+    """
+    :return: mean return of a random policy, by environment
+    """
+    return {row["env"]: float(row["mean_reward"]) for row in read_rows(RANDOM_CSV)}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """
+    :param argv: the command line, ``sys.argv`` by default
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--label", default="m3po-tasks", help="algorithm and variant of the agent over tasks")
+    parser.add_argument("--single", default="m3po-default", help="those of the agents with a task each")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args(argv)
+    labels = [args.label, *sorted(path.name for path in args.results.glob("*") if path.name != args.label)]
+    success_table(args.results, "mt10", labels)
+    for env_id in ("dm-mix", "discrete-mix"):
+        share_table(args.results, env_id, args.label, args.single)
+    growth_table(args.results, "dm-family", args.label)
+
+
+if __name__ == "__main__":
+    main()
