@@ -1,7 +1,8 @@
 """
 Time updates, predictions and planned steps, on one thread and at the defaults, on HalfCheetah-v5.
 
-With ``--compile`` also what ``torch.compile`` would gain, which M3PO does not use.
+With ``--compile`` also what ``torch.compile`` would gain, which M3PO does not use. With ``--tasks`` only what 10 and 50 tasks
+cost beside one: as many copies of HalfCheetah-v5, told apart.
 
 ``python -m benchmarks.speed``
 """
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -18,13 +20,15 @@ import torch as th
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import obs_as_tensor
 
 from benchmarks.envs import vec_env
 from benchmarks.record import Clock, commit, machine
-from sb3_m3po import M3PO, learner
+from sb3_m3po import M3PO, Task, learner, make_multitask_vec_env
 
 ENV_ID = "HalfCheetah-v5"
 N_ENVS = (1, 8, 64)
+N_TASKS = (1, 10, 50)
 ROUNDS = 7
 LOSSES = ("world_model_loss", "critic_loss", "policy_terms")
 
@@ -165,7 +169,34 @@ def planning_table(m3po: M3PO) -> None:
         print(f"| {n_envs} | {' | '.join(f'{milliseconds:.2f}' for milliseconds in times.values())} | {rates} |", flush=True)
 
 
-def collecting_step(model: M3PO, observations: th.Tensor) -> object:
+def tasks_table(steps: int) -> None:
+    """
+    Print the time of an update and of a planned decision with several tasks, beside one task's.
+
+    :param steps: environment steps during which updates are timed
+    """
+    models = {}
+    for n_tasks in N_TASKS:
+        env = make_multitask_vec_env([Task(ENV_ID, f"cheetah{i}") for i in range(n_tasks)], seed=0)
+        models[n_tasks] = M3PO("MultiInputPolicy", env, n_steps=max(1, 256 // n_tasks), seed=0, device="cpu")
+        models[n_tasks].learn(1_300)
+    updates: dict[int, list[float]] = {n_tasks: [] for n_tasks in models}
+    for _ in range(ROUNDS):  # in turn, so that a busy moment meets all of them
+        for n_tasks, model in models.items():
+            updates[n_tasks].append(time_updates(model, steps // ROUNDS)[1])
+    calls: dict[str, Callable[[], object]] = {}
+    for n_tasks, model in models.items():
+        row = {"observation": np.zeros((1, 17), np.float32), "task": np.array([n_tasks - 1])}
+        calls[str(n_tasks)] = partial(collecting_step, model, obs_as_tensor(row, model.device))
+    decisions = time_calls(calls)
+    print("\n| tasks | CPU-ms per update | relative to 1 | ms per planned decision | relative to 1 |\n|" + " --- |" * 5)
+    for n_tasks in models:
+        update, decision = float(np.median(updates[n_tasks])), decisions[str(n_tasks)]
+        ratios = update / float(np.median(updates[N_TASKS[0]])), decision / decisions[str(N_TASKS[0])]
+        print(f"| {n_tasks} | {update:.1f} | {ratios[0]:.2f} | {decision:.2f} | {ratios[1]:.2f} |", flush=True)
+
+
+def collecting_step(model: M3PO, observations: Any) -> object:
     """
     :param model: a model
     :param observations: one row per environment
@@ -194,9 +225,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1_024, help="environment steps during which updates are timed")
     parser.add_argument("--compile", action="store_true", help="time updates with compiled losses too")
+    parser.add_argument("--tasks", action="store_true", help="time 1, 10 and 50 tasks, and nothing else")
     args = parser.parse_args(argv)
     th.set_num_threads(1)
     print(f"{ENV_ID}, one thread, defaults; {machine()}; commit {commit()}", flush=True)
+    if args.tasks:
+        tasks_table(args.steps)
+        return
     m3po = M3PO("MlpPolicy", vec_env(ENV_ID, 1, 0), seed=0, device="cpu")
     sac = SAC("MlpPolicy", vec_env(ENV_ID, 1, 0), seed=0, device="cpu")
     ppo = PPO("MlpPolicy", vec_env(ENV_ID, 1, 0), seed=0, device="cpu")

@@ -1,0 +1,165 @@
+"""The benchmarks over sets of tasks: rows, tasks that a model takes in, and what the tables make of them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from benchmarks import run as benchmark
+from benchmarks import speed, task_sets, task_table
+from benchmarks.record import read_rows, write_rows
+from benchmarks.run import TASK_COLUMNS
+from benchmarks.task_sets import name_of, task_vec_env, tasks_of
+from benchmarks.task_table import Curve, load
+from sb3_m3po import M3PO, Task
+from tests.helpers import Hasty, RandomEnv
+
+
+def a_task(name: str, width: int) -> Task:
+    box = spaces.Box(-1.0, 1.0, (width,), np.float32)
+    return Task(RandomEnv, name, env_kwargs=dict(observation_space=box, action_space=box))
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set of three small tasks, and an algorithm that learns it at once."""
+    tasks = [a_task("a", 2), a_task("b", 4), a_task("c", 3)]
+    monkeypatch.setitem(task_sets.TASK_SETS, "small", lambda: tasks)
+    monkeypatch.setattr(benchmark, "algorithm_class", lambda name: Hasty)
+
+
+def run(tmp_path: Path, env_id: str, *options: str, steps: int = 2_000) -> list[dict[str, str]]:
+    """:return: The rows of a short run"""
+    folders = ["--out", str(tmp_path), "--checkpoints", str(tmp_path / "saved"), "-p", "utd_ratio:0.05"]
+    benchmark.main(["--env", env_id, "--steps", str(steps), "--seeds", "0", "--name", "t", *folders, *options])
+    grown = [word for word in options if word in ("all", "new")]
+    label = f"m3po-t,grown-{grown[0]}" if grown else "m3po-t"
+    return read_rows(tmp_path / label / f"{benchmark.stem(env_id, 0)}.csv")
+
+
+def test_parts_of_a_set() -> None:
+    names = {env_id: [name_of(task) for task in tasks_of(env_id)] for env_id in ("small", "small:b", "small:-b")}
+    assert names == {"small": ["a", "b", "c"], "small:b": ["b"], "small:-b": ["a", "c"]}
+    for env_id in ("small:d", "small:-d"):
+        with pytest.raises(ValueError, match="a, b, c"):
+            tasks_of(env_id)
+    # Without its widest task there is room for it
+    without = task_vec_env("small:-b", 1, 0)
+    assert without.action_space.shape == (4,) and without.observation_space["observation"].shape == (4,)  # type: ignore[index]
+    assert task_vec_env("small:a", 1, 0).action_space.shape == (2,)
+
+
+@pytest.mark.parametrize("name", ["dm-mix", "dm-family", "dm", "discrete-mix", "three"])
+def test_the_real_sets_can_be_made(name: str) -> None:
+    pytest.importorskip("dm_control")
+    pytest.importorskip("minigrid")
+    env = task_vec_env(name, 1, 0)
+    assert env.observation_space["task"].table.names == [name_of(task) for task in tasks_of(name)]  # type: ignore[index]
+    env.close()
+
+
+def test_a_set_has_a_row_for_each_task(tmp_path: Path) -> None:
+    rows = run(tmp_path, "small")
+    # Three steps at a time
+    assert [(int(row["steps"]), row["task"]) for row in rows] == [(s, t) for s in (1_002, 2_001) for t in "abc"]
+    assert all(tuple(row) == TASK_COLUMNS and row["n_episodes"] == "10" and row["success_rate"] == "" for row in rows)
+    model = M3PO.load(tmp_path / "saved" / "m3po-t" / "small_seed0" / "final.zip")
+    assert model.task_table is not None and len(model.task_table) == 3
+
+
+@pytest.mark.parametrize("train", ["all", "new"])
+def test_a_task_is_taken_in(train: str, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="--env small:-b --seeds 0"):
+        run(tmp_path, "small:b", "--grown-from", "small:-b", "--train", train)
+    run(tmp_path, "small:-b")
+    rows = run(tmp_path, "small:b", "--grown-from", "small:-b", "--train", train)
+    # What it scores before it has seen the task, and then as often as any run
+    assert [(int(row["steps"]), row["task"]) for row in rows] == [(0, "b"), (1_000, "b"), (2_000, "b")]
+    model = M3PO.load(tmp_path / "saved" / f"m3po-t,grown-{train}" / "small_b_seed0" / "final.zip")
+    assert model.task_table is not None and model.task_table.names == ["a", "c", "b"]
+    assert model._n_frozen_tasks == (2 if train == "new" else 0)
+
+
+def test_a_run_over_tasks_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save_and_die(self: Any, steps: int) -> None:
+        state = {"steps": steps, "wall": self.clock.wall, "cpu": self.clock.cpu}
+        benchmark.save_checkpoint(self.model, self.run, state)
+        raise KeyboardInterrupt
+
+    run(tmp_path, "small:-b")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(benchmark.Evaluate, "_checkpoint", save_and_die)
+        run(tmp_path, "small:b", "--grown-from", "small:-b", "--train", "all")
+    rows = run(tmp_path, "small:b", "--grown-from", "small:-b", "--train", "all")
+    assert [int(row["steps"]) for row in rows] == [0, 1_000, 2_000]
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def write(folder: Path, label: str, env_id: str, seed: int, scores: dict[str, list[float]], success: Any = "") -> None:
+    rows = []
+    for i in range(len(next(iter(scores.values())))):
+        for task, values in scores.items():
+            row = dict.fromkeys(TASK_COLUMNS, "0")
+            rows.append(row | {"task": task, "steps": 1_000 * i, "mean_reward": values[i], "success_rate": success})
+            rows[-1]["cpu_seconds"] = str(60 * i)
+    write_rows(folder / label / f"{benchmark.stem(env_id, seed)}.csv", rows, TASK_COLUMNS)
+
+
+def test_a_curve_reaches_a_score_once() -> None:
+    curve = Curve(np.array([0.0, 5.0, 10.0, 15.0]), np.array([0.0, 2.0, 1.0, 3.0]), np.zeros(4), np.zeros(4))
+    assert [curve.reaches(score) for score in (-1, 2, 2.5, 4)] == [0, 5, 15, np.inf]
+    assert curve.final == 2.0
+
+
+def test_shares_of_single_task_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setitem(task_table.SINGLES, "small", "small")
+    monkeypatch.setattr(task_table, "random_scores", lambda: {"small:a": 0.0, "small:b": -10.0, "small:c": 1.0})
+    for seed in (0, 1):
+        write(tmp_path, "many", "small", seed, {"a": [0, 8, 8, 8 + 2 * seed], "b": [0.0] * 4, "c": [0.0] * 4})
+        write(tmp_path, "one", "small:a", seed, {"a": [10.0] * 4})
+        write(tmp_path, "one", "small:b", seed, {"b": [10.0] * 4})
+    task_table.share_table(tmp_path, "small", "many", "one")
+    lines = [line.split(" | ") for line in capsys.readouterr().out.strip().splitlines()]
+    # (8 + 8.667) / 2 of 10; halfway from -10 to 10; the third has no agent of its own
+    assert lines[2][0] == "| a" and lines[2][-1] == "0.83 |" and lines[2][1] == "8.333 (8.000, 8.667)"
+    assert lines[3][-1] == "0.50 |" and lines[4][2] == "not run"
+    assert lines[5][0] == "| mean of 2" and lines[5].endswith(" 0.67 |")
+
+
+def test_how_much_faster_a_new_task_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setitem(task_table.SINGLES, "small", "small")
+    write(tmp_path, "m3po-default", "small:a", 0, {"a": [0, 4, 7, 9, 10, 10, 10]})
+    write(tmp_path, "m,grown-all", "small:a", 0, {"a": [3, 9, 10, 10]})
+    task_table.growth_table(tmp_path, "small", "m")
+    last = capsys.readouterr().out.strip().splitlines()[-2:]
+    # 0.8 of 10 is reached at 3,000 and at 1,000 steps
+    assert last == ["| a (all) | 8.000 | 3.000 | 3,000 | 1,000 | 3.0 |", "| median | | | | | 3.0 |"]
+
+
+def test_mean_success_over_tasks_and_seeds(tmp_path: Path, capsys: Any) -> None:
+    for seed, success in ((0, 0.2), (1, 0.4)):
+        write(tmp_path, "agent", "small", seed, {"a": [0, 0], "b": [0, 0], "c": [0, 0]}, success)
+    task_table.success_table(tmp_path, "small", ["agent", "nothing"])
+    assert capsys.readouterr().out.strip().splitlines()[2:] == [
+        "| agent | 1,000 | 0.30 | 0.20, 0.40 | 0.30 | 0.30 | 0.30 | 1 |"
+    ]
+    assert load(tmp_path, "nothing", "small") == {}
+
+
+def test_tables_of_the_committed_results(capsys: Any) -> None:
+    task_table.main([])
+
+
+@pytest.mark.expensive
+def test_speed_over_tasks(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    pytest.importorskip("mujoco")
+    monkeypatch.setattr(speed, "N_TASKS", (1, 3))
+    monkeypatch.setattr(speed, "M3PO", Hasty)
+    monkeypatch.setattr(speed, "ROUNDS", 1)
+    speed.main(["--tasks", "--steps", "256"])
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert [line.split(" | ")[0] for line in lines[-2:]] == ["| 1", "| 3"] and "| 1.00 |" in lines[-2]
