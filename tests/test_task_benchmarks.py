@@ -127,7 +127,7 @@ def test_shares_of_single_task_agents(tmp_path: Path, monkeypatch: pytest.Monkey
     # (8 + 8.667) / 2 of 10; halfway from -10 to 10; the third has no agent of its own
     assert lines[2][0] == "| a" and lines[2][-1] == "0.83 |" and lines[2][1] == "8.333 (8.000, 8.667)"
     assert lines[3][-1] == "0.50 |" and lines[4][2] == "not run"
-    assert lines[5][0] == "| mean of 2" and lines[5].endswith(" 0.67 |")
+    assert lines[5][0] == "| mean of 2" and lines[5][-1].endswith("0.67 |")
 
 
 def test_how_much_faster_a_new_task_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
