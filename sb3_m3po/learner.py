@@ -323,12 +323,17 @@ class Learner:
         return trust_region_loss(terms, self.target_kl, kl_coef), terms
 
     def _step_coefs(self, terms: PolicyTerms, tasks: th.Tensor | None) -> None:
-        """The multiplier ascends on ``kl - eps``, the temperature descends on the entropy's excess."""
+        """
+        The multiplier ascends on ``kl - eps``, the temperature descends on the entropy's excess.
+
+        Not before anything has told one policy from another: a policy that becomes certain of nothing stops exploring.
+        """
         policy = self.policy
         with th.no_grad():
             if self.learn_ent_coef:
                 target = policy.world_model.codec.target_entropy
-                policy.log_ent_coef.grad = excess_entropy(terms.entropy, target, tasks, len(policy.log_ent_coef))
+                excess = excess_entropy(terms.entropy, target, tasks, len(policy.log_ent_coef))
+                policy.log_ent_coef.grad = excess * th.as_tensor(self.memory.is_informative, device=excess.device)
             if self.target_kl is not None:
                 policy.log_kl_coef.grad = policy.log_kl_coef.exp() * (self.target_kl - terms.kl.mean())
             policy.coef_optimizer.step()

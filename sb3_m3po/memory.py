@@ -77,6 +77,8 @@ class ReplayMemory:
         self.reward_count = np.zeros(self.n_tasks, np.int64)
         self.reward_abs_sum, self.reward_abs_max = np.zeros(self.n_tasks), np.zeros(self.n_tasks)
         self.has_terminated = np.zeros(self.n_tasks, bool)
+        # Whether anything has ever told one policy from another: a termination, or two rewards that differ
+        self.first_reward, self.is_informative = np.full(self.n_tasks, np.nan), np.zeros(self.n_tasks, bool)
         self._stale_returns = 0
         self._by_task: tuple[np.ndarray, np.ndarray] | None = None
         self._allocate(1)
@@ -163,7 +165,10 @@ class ReplayMemory:
         np.add.at(self.reward_count, tasks, 1)
         np.add.at(self.reward_abs_sum, tasks, magnitude)
         np.maximum.at(self.reward_abs_max, tasks, magnitude)
-        self.has_terminated[tasks[np.asarray(terminated, bool)]] = True
+        terminated = np.asarray(terminated, bool)
+        self.has_terminated[tasks[terminated]] = True
+        self.first_reward[tasks] = np.where(np.isnan(self.first_reward[tasks]), reward, self.first_reward[tasks])
+        self.is_informative[tasks[terminated | (reward != self.first_reward[tasks])]] = True
         self._stale_returns = min(self._stale_returns + 1, self.n_steps)
 
     def _keep_final(self, slot: int, env: int, source: int) -> None:

@@ -197,6 +197,22 @@ def test_no_terminations_no_flag() -> None:
     assert filled(5).has_terminated
 
 
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_informative_from_the_first_termination_or_other_reward_on(n_envs: int) -> None:
+    def remember(memory: ReplayMemory, rewards: list[float], terminated: bool = False) -> bool:
+        obs, ends = np.zeros((n_envs, 3), np.float32), np.zeros(n_envs, bool)
+        for reward in rewards:
+            memory.add(obs, np.zeros(n_envs), np.full(n_envs, reward, np.float32), obs, ends, ~ends)
+        last = np.full(n_envs, rewards[-1], np.float32)
+        memory.add(obs, np.zeros(n_envs), last, obs, np.arange(n_envs) == n_envs - 1 if terminated else ends, ends)
+        return bool(memory.is_informative)
+
+    assert not remember(ReplayMemory(100, BOX, ACTION, n_envs), [-0.1, -0.1, -0.1])
+    assert not remember(ReplayMemory(100, BOX, ACTION, n_envs), [0.0, 0.0])
+    assert remember(ReplayMemory(100, BOX, ACTION, n_envs), [0.0, 0.1, 0.0])
+    assert remember(ReplayMemory(100, BOX, ACTION, n_envs), [-0.1, -0.1], terminated=True)
+
+
 # ------------------------------------------------------------------ returns
 
 

@@ -300,7 +300,7 @@ def test_a_task_without_data_is_not_drawn() -> None:
 
 def test_statistics_are_those_of_the_task_alone() -> None:
     memory = filled_memory()
-    assert memory.has_terminated.tolist() == [True, False]
+    assert memory.has_terminated.tolist() == [True, False] and memory.is_informative.tolist() == [True, True]
     scales = memory.return_scale(np.array([0.9, 0.99]))
     for task, envs in enumerate(([0], [1, 2])):
         alone = ReplayMemory(10_000, spaces.Box(-1, 1, (WIDTH,)), BOX, len(envs))

@@ -1,9 +1,12 @@
 """The implicit world model: what it says before it has learned, and which loss trains which part of it."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_m3po import M3PO
@@ -12,7 +15,7 @@ from sb3_m3po.losses import ModelTargets, PolicyTerms, critic_loss, policy_terms
 from sb3_m3po.masked_actions import make_action_codec
 from sb3_m3po.math import two_hot
 from sb3_m3po.world_model import Sizes, WorldModel
-from tests.helpers import randoms, tiny_model
+from tests.helpers import RandomEnv, randoms, tiny_model
 
 ACTIONS: dict[str, spaces.Space] = {
     "box": spaces.Box(-1.0, 1.0, (2,), np.float32),
@@ -287,6 +290,7 @@ def test_each_phase_changes_its_own_parts(space: spaces.Space) -> None:
 def test_temperature_and_multiplier_move_against_the_excess(space: spaces.Space, excess: float) -> None:
     model = tiny_model(randoms(action_space=space), target_kl=0.3)
     policy, learner, zeros = model.policy, model._learner(), th.zeros(4)
+    model.replay_buffer.is_informative[:] = True
     entropy = policy.world_model.codec.target_entropy + excess + zeros
     for group in policy.coef_optimizer.param_groups:
         group["lr"] *= group["speed"]
@@ -297,6 +301,29 @@ def test_temperature_and_multiplier_move_against_the_excess(space: spaces.Space,
     assert policy.log_ent_coef.grad.item() == pytest.approx(excess, rel=1e-5)
     assert policy.log_ent_coef.item() - before[0] == pytest.approx(-np.sign(excess) * 2e-3, rel=1e-3)
     assert policy.log_kl_coef.item() - before[1] == pytest.approx(np.sign(excess) * 2e-2, rel=1e-3)
+
+
+class Constant(RandomEnv):
+    """Every reward is -1; truncated after 5 steps, and terminated once if ``at`` is given."""
+
+    def __init__(self, action_space: spaces.Space, at: int = 0):
+        super().__init__(action_space=action_space)
+        self.at, self.steps = at, 0
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, _, terminated, truncated, info = super().step(action)
+        self.steps += 1
+        return obs, -1.0, self.steps == self.at, terminated or truncated, info
+
+
+@pytest.mark.parametrize("at", [0, 12])
+@every_kind
+def test_temperature_waits_for_something_to_learn(space: spaces.Space, at: int) -> None:
+    model = tiny_model(DummyVecEnv([lambda: Constant(space, at)]))
+    first = model.policy.log_ent_coef.item()
+    model.learn(128)
+    assert model._n_updates > 50
+    assert (model.policy.log_ent_coef.item() == first) == (at == 0)
 
 
 @pytest.mark.parametrize(("space", "expected"), [(spaces.Box(-1, 1, (2,)), 0.1), (spaces.Discrete(3), 1.0)], ids=str)
