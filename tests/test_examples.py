@@ -15,6 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import sb3_m3po
+from sb3_m3po.envs import suites
 from tests.helpers import Hasty, RandomEnv
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +64,22 @@ def test_save_and_continue_keeps_the_memory_and_goes_on_learning() -> None:
     assert model._n_updates == 512
 
 
+def test_three_tasks(made: list[Hasty]) -> None:
+    scores = load("three_tasks").main(256, episodes=1)
+    assert list(scores) == ["Pendulum-v1", "MountainCarContinuous-v0", "gentle_pendulum"]
+    assert all(math.isfinite(score) for score in scores.values())
+    assert made[0]._n_updates == 384
+
+
+def test_meta_world(made: list[Hasty], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("metaworld")
+    # Two of the ten: an episode has 500 steps
+    monkeypatch.setattr(suites, "meta_world_names", lambda suite: ["reach-v3", "push-v3"])
+    scores = load("meta_world").main(256, episodes=1, processes=False)
+    assert len(scores) == len(scores.success_rate) == 2
+    assert made[0]._n_updates > 0 and Path("mt10/final_model.zip").exists()
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "demo"))
 def test_an_example_is_short(name: str) -> None:
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 60
@@ -90,11 +107,12 @@ def code_blocks(page: str) -> list[str]:
 
 
 def shortened(code: str) -> str:
-    """:return: The same with small numbers: thousands of steps become 256, ten episodes one"""
-    return re.sub(r"\b\d+_000\b", "256", code.replace("n_eval_episodes=10", "n_eval_episodes=1"))
+    """:return: The same with small numbers: thousands of steps become 256, evaluated at once, ten episodes one"""
+    code = code.replace("n_eval_episodes=10", "n_eval_episodes=1").replace("eval_freq=1_000", "eval_freq=64")
+    return re.sub(r"\b\d+_000\b", "256", code)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/quickstart.md", "docs/m3po.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/quickstart.md", "docs/multitask.md", "docs/m3po.md"])
 def test_code_of_the_documentation_runs(page: str, made: list[Hasty]) -> None:
     image = spaces.Box(0, 255, (36, 36, 3), np.uint8)
     names: dict[str, Any] = {"__name__": "__main__"}

@@ -1,5 +1,6 @@
 """What one sees of several tasks: scores, callbacks, logs and pictures."""
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -248,6 +249,11 @@ def test_evaluations_are_logged_and_written(tmp_path: Any) -> None:
     assert log.latest("eval/mean_ep_length") == pytest.approx((2 + 9) / 2)
     assert log.latest("eval/iqm") == pytest.approx((21.5 - 95.5) / 2)
     assert log.latest("eval/short/success_rate") == log.latest("eval/success_rate") == 0.5
+    documented = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    for key in {key for row in log.rows for key in row}:
+        section, *task, name = key.split("/")
+        assert f"`{section}/<task>/" in documented if task else f"`{key}`" in documented, key
+        assert f"{name}`" in documented, key
     found = np.load(tmp_path / "evaluations.npz")
     assert sorted(found) == ["ep_lengths", "results", "successes", "task_results", "tasks", "timesteps"]
     assert found["timesteps"].tolist() == [64, 128] and found["tasks"].tolist() == ["short", "long"]

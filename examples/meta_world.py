@@ -1,0 +1,36 @@
+"""One agent for Meta-World's ten tasks, MT10; needs the extra ``envs``: ``python examples/meta_world.py [steps]``."""
+
+import os
+import sys
+
+os.environ.setdefault("MUJOCO_GL", "disable")
+
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
+from sb3_m3po import M3PO, TaskEvalCallback, TaskScores, evaluate_per_task, make_multitask_vec_env
+
+
+def main(steps: int = 1_000_000, episodes: int = 10, processes: bool = True) -> TaskScores:
+    """
+    :param steps: Environment steps to learn from, over all tasks
+    :param episodes: Episodes of each task in the last evaluation
+    :param processes: Whether each training environment has a process of its own
+    :return: Returns and successes of each task
+    """
+    env = make_multitask_vec_env("Meta-World/MT10", vec_env_cls=SubprocVecEnv if processes else DummyVecEnv, seed=0)
+    eval_env = make_multitask_vec_env("Meta-World/MT10", seed=1_000)
+    # Counts calls, of which one steps all ten environments
+    callback = TaskEvalCallback(eval_env, eval_freq=5_000, n_eval_episodes=3, best_model_save_path="mt10")
+
+    model = M3PO("MultiInputPolicy", env, seed=0, verbose=1)
+    model.learn(steps, callback=callback)
+    model.save("mt10/final_model")
+
+    scores = evaluate_per_task(model, eval_env, n_eval_episodes=episodes)
+    print(scores)
+    env.close()
+    return scores
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
