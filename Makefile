@@ -48,7 +48,7 @@ install-%: $(VENV)/.% ;
 
 # -- for everyone
 
-demo: $(VENV)/.demo ## train M3PO and PPO side by side on HalfCheetah-v5 (4 minutes on 2 cores)
+demo: $(VENV)/.demo ## train M3PO and PPO side by side, on HalfCheetah-v5 and on three tasks at once (4 minutes on 2 cores)
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.tests ## run the test suite; PYTEST_ARGS="-k name" for a part of it

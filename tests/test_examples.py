@@ -75,7 +75,7 @@ def test_meta_world(made: list[Hasty], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("metaworld")
     # Two of the ten: an episode has 500 steps
     monkeypatch.setattr(suites, "meta_world_names", lambda suite: ["reach-v3", "push-v3"])
-    scores = load("meta_world").main(256, episodes=1, processes=False)
+    scores = load("meta_world").main(256, episodes=1, vec_env_cls=DummyVecEnv)
     assert len(scores) == len(scores.success_rate) == 2
     assert made[0]._n_updates > 0 and Path("mt10/final_model.zip").exists()
 
@@ -91,12 +91,16 @@ def test_demo(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "demo.py"), "--seconds", "1", "--output", str(tmp_path)]
     # The terminal's width breaks lines that hold long paths
     output = " ".join(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
-    assert {path.name for path in tmp_path.iterdir()} == {"curves.png", "m3po_halfcheetah.zip", "ppo_halfcheetah.zip"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("curves.png", "m3po_halfcheetah.zip", "ppo_halfcheetah.zip"),
+        *("tasks.png", "m3po_tasks.zip", "ppo_tasks.zip"),
+    }
     for text in ("Score against environment steps", "Score against CPU-seconds", "with the policy alone", "with planning"):
         assert text in output
+    assert len(re.findall(r"(?:Pendulum-v1|InvertedPendulum-v5|Reacher-v5) │(?: *-?[\d,]+ │){3}", output)) == 3
     # For equal CPU-seconds, to the next rollout
     seconds = [float(text) for text in re.findall(r"steps in ([\d.]+) CPU-seconds", output)]
-    assert len(seconds) == 2 and all(second >= 1 for second in seconds)
+    assert len(seconds) == 4 and all(second >= 1 for second in seconds)
 
 
 # ----------------------------------------------------------- documentation

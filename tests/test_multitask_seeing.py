@@ -133,9 +133,9 @@ def scores_of(successes: dict[str, Any] | None = None, bounds: Any = None) -> Ta
 
 
 def test_what_tasks_are_compared_by() -> None:
-    np.testing.assert_allclose(scores_of().scores, [[0, -100], [10, -100], [10, -50], [20, -50]])
+    np.testing.assert_allclose(scores_of().scores, [[0.0, -100.0], [10.0, -100.0], [10.0, -50.0], [20.0, -50.0]])
     bounded = scores_of(bounds={"a": (0, 20), "b": (-100, 0)})
-    np.testing.assert_allclose(bounded.scores, [[0, 0], [0.5, 0], [0.5, 0.5], [1, 0.5]])
+    np.testing.assert_allclose(bounded.scores, [[0.0, 0.0], [0.5, 0.0], [0.5, 0.5], [1.0, 0.5]])
     # Of 0, 0, 0, .5, .5, .5, .5, 1 the middle four
     assert bounded.iqm == pytest.approx(1.5 / 4)
     some = {"a": np.array([1.0, 0.0, 0.0, 0.0])}
@@ -324,7 +324,7 @@ def test_heatmap_shows_the_scores(tmp_path: Any) -> None:
     np.savez(path, timesteps=[100, 200, 300], tasks=["a", "b"], task_results=[[0.0, -5.0], [5.0, -5.0], [10.0, -1.0]])
     figure = plot_task_heatmap(path)
     drawn = figure.axes[0].images[0].get_array()
-    np.testing.assert_allclose(np.asarray(drawn), [[0, 0.5, 1], [0, 0, 1]])
+    np.testing.assert_allclose(np.asarray(drawn), [[0.0, 0.5, 1.0], [0.0, 0.0, 1.0]])
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b"]
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["100", "200", "300"]
     bounded = plot_task_heatmap(path, bounds={"a": (0, 20), "b": (-9, -1)})

@@ -88,7 +88,7 @@ class Task:
         return env.spec.id.rpartition("/")[2] if env.spec is not None else type(env.unwrapped).__name__
 
 
-def expand(tasks: str | Task | Callable[..., gym.Env] | Sequence[str | Task | Callable[..., gym.Env]]) -> list[Task]:
+def expand(tasks: str | Task | Callable[..., gym.Env] | Sequence[Any]) -> list[Task]:
     """
     :param tasks: Ids, suites, callables and :class:`Task` objects, or a single one of them
     :return: The tasks, those of a suite in its order

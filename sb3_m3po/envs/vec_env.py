@@ -14,7 +14,7 @@ from sb3_m3po.envs.padding import Layout, TaskWrapper, common_action_space, desc
 from sb3_m3po.envs.suites import Task, expand
 from sb3_m3po.tasks import TaskSpace, TaskTable
 
-Tasks = str | Task | Callable[..., gym.Env] | Sequence[str | Task | Callable[..., gym.Env]]
+Tasks = str | Task | Callable[..., gym.Env] | Sequence[Any]
 
 
 def make_multitask_vec_env(
