@@ -102,11 +102,10 @@ class Learner:
         model_batch = Sequences(self.memory.sample(n, self.horizon, self.rng), self.policy)
         value_steps = self.rng.integers(self.horizon + 1, size=n_updates)
         policy_batch = Sequences(self.memory.sample(n, self.n_step_returns, self.rng), self.policy)
-        valued = [self._valued(model_batch, value_steps), policy_batch.states[0]]
-        valued.append(self._bootstraps(policy_batch, slice(self._target_samples)))
+        valued = [self._valued(model_batch, value_steps), self._bootstraps(policy_batch, slice(self._target_samples))]
         if self.bonus_coef > 0:
             valued.append(policy_batch.states[1])
-        frozen = self._evaluate_frozen(np.unique(model_batch.states[1:]), np.unique(np.concatenate(valued)))
+        frozen = self._evaluate_frozen(model_batch.states[1:], policy_batch.states[0], np.unique(np.concatenate(valued)))
         return model_batch, value_steps, policy_batch, frozen
 
     def _valued(self, batch: Sequences, value_steps: np.ndarray) -> np.ndarray:
@@ -136,22 +135,26 @@ class Learner:
         return obs_as_tensor(self.memory.observations_at(states, self.vec_normalize), self.policy.device)
 
     @th.no_grad()
-    def _evaluate_frozen(self, reached: np.ndarray, valued: np.ndarray) -> Frozen:
+    def _evaluate_frozen(self, reached: np.ndarray, acted: np.ndarray, valued: np.ndarray) -> Frozen:
         """
         ``v(o) = (s_old / s) E_{a ~ pi_bar} min_k Q_bar_k(h_bar(o), a)``.
 
         :param reached: States of which the latent is asked
-        :param valued: States of which value and anchor are asked too
+        :param acted: States of which the policy is asked too
+        :param valued: States of which policy and value are asked too
         """
         policy, bar = self.policy, self.policy.bar
-        states = np.union1d(reached, valued)
+        acted = np.union1d(acted, valued)
+        states = np.union1d(reached, acted)
         z = th.cat([policy.encode_bar(self._observations(states[piece])) for piece in _pieces(len(states))])
         frozen = Frozen(states, z, z.new_full((len(z),), th.nan), z.new_full((len(z), bar.codec.params_dim), th.nan))
-        asked = frozen.rows(valued)
-        for piece in _pieces(len(asked)):
-            rows = asked[piece]
-            frozen.anchor[rows] = anchor = bar.prior(z[rows])
-            frozen.value[rows] = bar.at(policy.bar_ratio, z[rows]) * self._value(bar, z[rows], anchor)
+        rows = frozen.rows(acted)
+        for piece in _pieces(len(rows)):
+            frozen.anchor[rows[piece]] = bar.prior(z[rows[piece]])
+        rows = frozen.rows(valued)
+        for piece in _pieces(len(rows)):
+            part, anchor = z[rows[piece]], frozen.anchor[rows[piece]]
+            frozen.value[rows[piece]] = bar.at(policy.bar_ratio, part) * self._value(bar, part, anchor)
         return frozen
 
     def _value(self, model: WorldModel, z: th.Tensor, params: th.Tensor) -> th.Tensor:
@@ -165,6 +168,22 @@ class Learner:
     def _updates(self, n: int) -> Iterator[slice]:
         """:return: What each update learns from, out of ``n`` samples"""
         return (slice(i, i + self.batch_size) for i in range(0, n, self.batch_size))
+
+    def _descend(self, loss: th.Tensor, optimizer: th.optim.Optimizer, learned: list[th.nn.Parameter]) -> th.Tensor:
+        """
+        Take one step; with few and large operations, since calling many small ones takes longer than their arithmetic.
+
+        :return: The gradient's norm before it was clipped, shape ``()``
+        """
+        for parameter in learned:
+            parameter.grad = None
+        loss.backward()
+        gradients = [parameter.grad for parameter in learned if parameter.grad is not None]
+        norm = th.cat([gradient.flatten() for gradient in gradients]).norm()
+        if not norm <= self.max_grad_norm:
+            th._foreach_mul_(gradients, self.max_grad_norm / (norm + 1e-6))
+        optimizer.step()
+        return norm
 
     # ---------------------------------------------------------------- phase A
 
@@ -195,10 +214,7 @@ class Learner:
             )
             z = policy.encode(self._observations(batch.states[0, columns]))
             loss, parts = world_model_loss(policy.world_model, z, batch.actions[:, columns], targets)
-            policy.model_optimizer.zero_grad()
-            loss.backward()
-            norm = th.nn.utils.clip_grad_norm_(learned, self.max_grad_norm)
-            policy.model_optimizer.step()
+            norm = self._descend(loss, policy.model_optimizer, learned)
             if policy.n_frozen_tasks:
                 policy.world_model.task_embedding.data[: policy.n_frozen_tasks] = known_embeddings
             means.add(grad_norm=norm, **parts)
@@ -225,10 +241,7 @@ class Learner:
             value_loss, bonus = self._critic_loss(part)
             policy_loss, terms = self._policy_loss(part)
             loss = value_loss + policy_loss
-            policy.optimizer.zero_grad()
-            loss.backward()
-            th.nn.utils.clip_grad_norm_(learned, self.max_grad_norm)
-            policy.optimizer.step()
+            self._descend(loss, policy.optimizer, learned)
             self._step_coefs(terms, policy.world_model.task_ids(part.z))
             means.add(loss=loss, value_loss=value_loss, policy_gradient_loss=policy_loss, **self._describe(terms))
             bonus_means.add(**bonus)

@@ -80,10 +80,12 @@ class Plan:
 
     :param gain: Expected score of the plan minus that of the policy's own sequences, in scaled units, shape ``(batch,)``
     :param kl: ``KL(plan || policy)`` in nats, shape ``(batch,)``
+    :param prior: Parameters of the policy, shape ``(batch, params_dim)``
     """
 
     gain: th.Tensor
     kl: th.Tensor
+    prior: th.Tensor
 
     def mode(self) -> th.Tensor:
         """
@@ -288,7 +290,7 @@ def _gaussian_plan(
     var = (w.unsqueeze(-1) * (u - mean.unsqueeze(1)).square()).sum(1)
     params = codec.with_gaussian(prior, mean, var.sqrt().clamp_min(config.min_std).log())
     gain = _gain(trajectories, (w * trajectories.scores).sum(-1))
-    return GaussianPlan(gain, codec.kl(params, prior), codec, params)
+    return GaussianPlan(gain, codec.kl(params, prior), prior, codec, params)
 
 
 def _categorical_plan(
@@ -304,4 +306,4 @@ def _categorical_plan(
     bound = (0.5 * codec.max_entropy_at(prior)).clamp_max(math.log(config.n_samples / config.n_effective))
     weights = kl_bounded_weights(score, log_prior, bound)
     kl = (weights * (weights.clamp_min(1e-12).log() - log_prior)).sum(-1)
-    return CategoricalPlan(_gain(trajectories, (weights * score).sum(-1)), kl, candidates, weights, same)
+    return CategoricalPlan(_gain(trajectories, (weights * score).sum(-1)), kl, prior, candidates, weights, same)

@@ -343,7 +343,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         """
         z = self.encode(obs)
         model = self.world_model
-        params = not_nan(self.world_model.prior(z))
+        params = not_nan(model.prior(z))
         if deterministic:
             inputs = model.codec.mode(params)
             actions = model.codec.to_env(inputs)
@@ -352,7 +352,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
             noise = model.codec.noise((len(z),), self.generator) if noise is None else noise
             inputs, log_prob = model.codec.sample(params, noise.to(z.device))
             actions = model.codec.to_env(inputs)
-        return actions, self._values(z), log_prob
+        return actions, self._values(z, params), log_prob
 
     def act_by_plan(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor, th.Tensor, Plan]:
         """
@@ -364,10 +364,10 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         codec = self.world_model.codec
         planned = self.make_plan(z, self.planner_config, lambda horizon, n: codec.noise((horizon, len(z), n), self.generator))
         inputs, log_prob = planned.sample(self.generator)
-        return codec.to_env(inputs), self._values(z), log_prob, planned
+        return codec.to_env(inputs), self._values(z, planned.prior), log_prob, planned
 
-    def _values(self, z: th.Tensor) -> th.Tensor:
-        return (self.world_model.at(self.return_scale, z) * self.world_model.policy_value(z)).unsqueeze(-1)
+    def _values(self, z: th.Tensor, params: th.Tensor | None = None) -> th.Tensor:
+        return (self.world_model.at(self.return_scale, z) * self.world_model.policy_value(z, params)).unsqueeze(-1)
 
     def _distribution(self, params: th.Tensor) -> Distribution:
         codec = self.world_model.codec
@@ -401,8 +401,9 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         :return: Values in reward units ``(batch, 1)``, log-probabilities ``(batch,)``, entropies in nats ``(batch,)``
         """
         z = self.encode(obs)
-        distribution = self._distribution(self.world_model.prior(z))
-        return self._values(z), distribution.log_prob(self._distribution_actions(actions)), distribution.entropy()
+        params = self.world_model.prior(z)
+        distribution = self._distribution(params)
+        return self._values(z, params), distribution.log_prob(self._distribution_actions(actions)), distribution.entropy()
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """:return: Pessimistic values of the policy in reward units, shape ``(batch, 1)``"""

@@ -279,13 +279,14 @@ class WorldModel(nn.Module):
             return (self.codec.joint_log_prob(params).exp() * worst).sum(-1)
         return worst
 
-    def policy_value(self, z: th.Tensor) -> th.Tensor:
+    def policy_value(self, z: th.Tensor, params: th.Tensor | None = None) -> th.Tensor:
         """
         :param z: Latents, shape ``(batch, z_dim)``
+        :param params: The policy's parameters there, shape ``(batch, params_dim)``, if they are known already
         :return: Pessimistic value of the policy (at its mode where actions can't be enumerated), in scaled units, shape
             ``(batch,)``
         """
-        params = self.prior(z)
+        params = self.prior(z) if params is None else params
         return self.expected_value(z, params, None if self.codec.enumerable else self.codec.mode(params))
 
     def terminal_value(self, z: th.Tensor) -> th.Tensor:

@@ -303,6 +303,19 @@ def test_temperature_and_multiplier_move_against_the_excess(space: spaces.Space,
     assert policy.log_kl_coef.item() - before[1] == pytest.approx(np.sign(excess) * 2e-2, rel=1e-3)
 
 
+@pytest.mark.parametrize("bound", [2.5, 10.0])
+def test_a_step_is_that_of_the_clipped_gradient(bound: float) -> None:
+    learner = tiny_model(randoms(), max_grad_norm=bound)._learner()
+    first, second, unused = (nn.Parameter(th.ones(2)) for _ in range(3))
+    optimizer = th.optim.SGD([first, second, unused], lr=1.0)
+    for _ in range(2):  # what an update leaves behind does not reach the next
+        loss = (first @ th.tensor([3.0, 0.0])) + (second @ th.tensor([0.0, 4.0]))
+        assert learner._descend(loss, optimizer, [first, second, unused]).item() == pytest.approx(5.0)
+    share = min(bound / 5, 1.0)
+    assert first.tolist() == pytest.approx([1 - 2 * 3 * share, 1]) and second.tolist() == pytest.approx([1, 1 - 2 * 4 * share])
+    assert unused.tolist() == [1, 1]
+
+
 class Constant(RandomEnv):
     """Every reward is -1; truncated after 5 steps, and terminated once if ``at`` is given."""
 
