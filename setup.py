@@ -1,10 +1,44 @@
 """Packaging of sb3_m3po. The settings of the development tools are in pyproject.toml."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+from setuptools.command.editable_wheel import editable_wheel
 
 ROOT = Path(__file__).resolve().parent
+
+
+def write_zoo_hook(folder: str) -> list[str]:
+    """Put what tells rl-zoo3 of M3PO beside the package: a module, and a file that imports it whenever Python starts."""
+    module, start = Path(folder, "_sb3_m3po_zoo_hook.py"), Path(folder, "sb3_m3po_zoo_hook.pth")
+    module.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(ROOT / "sb3_m3po" / "_zoo_hook.py", module)
+    start.write_text(f"import {module.stem}\n", encoding="utf-8")
+    return [str(module), str(start)]
+
+
+class BuildPy(build_py):
+    """Also builds the hook for rl-zoo3."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            self._hook = write_zoo_hook(self.build_lib)
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        return super().get_outputs(include_bytecode) + getattr(self, "_hook", [])
+
+
+class EditableWheel(editable_wheel):
+    """The same for ``pip install -e``, where only what is put into the unpacked wheel is installed."""
+
+    def _run_build_commands(self, dist_name: str, unpacked_wheel: str, *args: Any) -> Any:
+        write_zoo_hook(unpacked_wheel)
+        return super()._run_build_commands(dist_name, unpacked_wheel, *args)
+
 
 # MuJoCo newer than 3.3.0 breaks Meta-World 3.1.1 and dm_control 1.0.28.
 MUJOCO = ["gymnasium[mujoco]", "mujoco==3.3.0"]
@@ -86,6 +120,8 @@ setup(
         "numpy",
     ],
     extras_require=EXTRAS,
+    entry_points={"console_scripts": ["m3po-zoo=sb3_m3po.zoo:main"]},
+    cmdclass={"build_py": BuildPy, "editable_wheel": EditableWheel},
     classifiers=[
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",

@@ -33,7 +33,8 @@ def test_wheel_holds_the_package_its_data_and_no_tests(wheel: Path) -> None:
     files = {name for name in names if ".dist-info/" not in name}
     expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sb3_m3po").rglob("*") if path.is_file()}
     expected = {name for name in expected if "__pycache__" not in name}
-    assert files == expected | {"sb3_m3po/hyperparams/m3po.yml"}
+    hook = {"_sb3_m3po_zoo_hook.py", "sb3_m3po_zoo_hook.pth"}
+    assert files == expected | {"sb3_m3po/hyperparams/m3po.yml"} | hook
     assert {"sb3_m3po/py.typed", "sb3_m3po/version.txt"} <= files
     assert any(name.endswith("LICENSE") for name in names)
 

@@ -43,6 +43,8 @@ ORDER = [
     "evaluation",
     "callbacks",
     "plotting",
+    "zoo",
+    "_zoo_hook",
     "__init__",
 ]
 MAX_LINES = {"m3po": 580}

@@ -1,0 +1,242 @@
+"""M3PO in rl-zoo3: from Python, and on the command line of an environment that has the wheel and nothing else of ours."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import yaml
+from stable_baselines3.common.utils import LinearSchedule
+
+from sb3_m3po import M3PO, zoo
+from tests.test_packaging import wheel  # noqa: F401
+
+optuna = pytest.importorskip("optuna")
+pytest.importorskip("rl_zoo3")
+ROOT = Path(__file__).parents[1]
+SMALL = "policy_kwargs:dict(latent_dim=16,encoder_arch=[16],model_arch=[16],net_arch=dict(pi=[16],vf=[16]))"
+TINY = ["-params", "learning_starts:100", "sync_interval:32", SMALL]
+
+# ------------------------------------------------------------------ in Python
+
+
+def test_registering_twice_is_registering_once() -> None:
+    zoo.register()
+    from rl_zoo3 import ALGOS
+    from rl_zoo3.exp_manager import ExperimentManager
+    from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+
+    before = ExperimentManager.read_hyperparameters
+    zoo.register()
+    assert ExperimentManager.read_hyperparameters is before
+    assert ALGOS["m3po"] is M3PO and ALGOS["ppo"].__name__ == "PPO"
+    assert "m3po" in HYPERPARAMS_CONVERTER and "m3po" in HYPERPARAMS_SAMPLER
+
+
+def settings() -> dict[str, dict[str, Any]]:
+    return yaml.safe_load(zoo.settings_file().read_text(encoding="utf-8"))
+
+
+def test_default_settings_are_the_library_s() -> None:
+    assert set(settings()["default"]) == {"n_timesteps", "policy"}
+
+
+@pytest.mark.parametrize("name", settings())
+def test_settings_are_known(name: str) -> None:
+    entry = settings()[name]
+    zoo.check_settings(entry, "m3po.yml")
+    assert entry["n_timesteps"] >= 1_000 and entry["policy"] in M3PO.policy_aliases
+    if name != "default" and not name.startswith("MiniGrid"):
+        gym.spec(name)
+
+
+@pytest.mark.parametrize(
+    ("key", "near"), [("learning_rat", "learning_rate"), ("n_timestep", "n_timesteps"), ("utd", "utd_ratio")]
+)
+def test_an_unknown_setting_is_named_with_the_nearest_known_one(key: str, near: str) -> None:
+    with pytest.raises(ValueError, match=rf"'{key}' of m3po \(in some.yml .*'{near}'"):
+        zoo.check_settings({"policy": "MlpPolicy", key: 1}, "some.yml")
+
+
+def trials(n: int) -> Iterator[tuple[Any, dict[str, Any]]]:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(n):
+        trial = study.ask()
+        yield trial, zoo.sample_m3po_params(trial, 1, 1, {})
+
+
+def test_a_trial_is_rebuilt_from_what_the_study_has_of_it() -> None:
+    for trial, arguments in trials(20):
+        rebuilt = zoo.convert_m3po_params(trial.params)
+        assert repr(rebuilt) == repr(arguments)
+        assert trial.params == zoo_params(trial), "the study's copy is left alone"
+
+
+def zoo_params(trial: Any) -> dict[str, Any]:
+    """:return: What was suggested, as the study's storage has it"""
+    return trial.study.trials[trial.number].params
+
+
+def test_every_trial_is_a_model_within_its_cost() -> None:
+    costs = []
+    for trial, arguments in trials(60):
+        zoo.check_settings({"policy": "MlpPolicy", **arguments}, "")
+        width = zoo.NETWORKS[trial.params["network"]]
+        planning = zoo._planning_cost(trial.params["planner_samples"], width)
+        costs.append(arguments["utd_ratio"] * zoo._update_cost(arguments["batch_size"], width) + planning)
+        assert 0 < arguments["utd_ratio"] <= 256 / arguments["batch_size"]
+        if trial.number < 12:
+            model = M3PO("MlpPolicy", "Pendulum-v1", **arguments)
+            assert model.policy.world_model.latent_dim == 128 * width and model.lr_schedule(0) < model.lr_schedule(1)
+            assert model.plan_rollouts == (trial.params["planner_samples"] > 0)
+    assert min(costs) < 0.5 and zoo.MAX_COST - 0.01 < max(costs) <= zoo.MAX_COST + 1e-9
+
+
+def test_rl_zoo3_keeps_a_schedule_that_is_one_and_makes_its_own() -> None:
+    zoo.register()
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    schedule = LinearSchedule(1.0, 0.1, 1.0)
+    found = ExperimentManager._preprocess_schedules({"learning_rate": schedule, "gamma": 0.9})
+    assert found == {"learning_rate": schedule, "gamma": 0.9}
+    assert ExperimentManager._preprocess_schedules({"learning_rate": "lin_0.5"})["learning_rate"](0.5) == 0.25
+    with pytest.raises(ValueError, match="Invalid value"):
+        ExperimentManager._preprocess_schedules({"learning_rate": [1]})
+
+
+@pytest.mark.parametrize("arguments", [[], ["dance"]])
+def test_the_command_lists_its_scripts(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["m3po-zoo", *arguments])
+    with pytest.raises(SystemExit, match=r"usage: m3po-zoo .*train.*enjoy"):
+        zoo.main()
+    for module in zoo.SCRIPTS.values():
+        assert importlib.util.find_spec(module) is not None, module
+
+
+# -------------------------------------------------------- on the command line
+
+
+class Installed:
+    """
+    An environment with a Python of its own that finds this one's packages, but nothing of ours before it is installed.
+
+    :param folder: Where it is made, and where commands run
+    """
+
+    def __init__(self, folder: Path):
+        self.bin, self.folder = folder / "venv" / "bin", folder
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
+        (self.packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
+        # Without what the .pth files of an editable install say
+        (self.packages / "others.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+        self.at_first = self.files()
+
+    def files(self) -> set[str]:
+        """:return: What is installed"""
+        return {path.name for path in self.packages.iterdir() if path.name != "__pycache__"}
+
+    def pip(self, *arguments: str) -> None:
+        """Run this environment's pip on that one."""
+        command = [sys.executable, "-m", "pip", "--python", str(self.bin / "python"), *arguments]
+        subprocess.run(command, check=True, capture_output=True)
+
+    def run(self, *command: str, fails: bool = False, **environment: str) -> str:
+        """:return: What it printed"""
+        path, *arguments = command
+        variables = {
+            "OMP_NUM_THREADS": "1",
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(self.folder),
+            "MPLBACKEND": "Agg",
+            **environment,
+        }
+        found = subprocess.run(
+            [str(self.bin / path), *arguments], cwd=self.folder, env=variables, capture_output=True, text=True, timeout=300
+        )
+        output = found.stdout + found.stderr
+        assert (found.returncode != 0) == fails, output
+        return output
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:  # noqa: F811
+    """:return: An environment that has the wheel"""
+    environment = Installed(tmp_path_factory.mktemp("zoo"))
+    environment.pip("install", "--no-deps", str(wheel))
+    return environment
+
+
+TRAIN = ("python", "-m", "rl_zoo3.train", "--algo", "m3po", "--env", "Pendulum-v1")
+
+
+def test_train_continue_and_enjoy(installed: Installed) -> None:
+    printed = installed.run(*TRAIN, "-n", "500", "--eval-freq", "200", "--save-freq", "200", "--save-replay-buffer", *TINY)
+    assert "site-packages/sb3_m3po/hyperparams/m3po.yml" in printed and "n_updates" in printed
+    folder = installed.folder / "logs" / "m3po" / "Pendulum-v1_1"
+    names = {"Pendulum-v1.zip", "best_model.zip", "evaluations.npz", "rl_model_200_steps.zip", "replay_buffer.pkl"}
+    assert names <= {path.name for path in folder.iterdir()}
+    printed = installed.run(*TRAIN, "-n", "300", "-i", str(folder / "Pendulum-v1.zip"))
+    assert "Loading replay buffer" in printed
+    enjoy = ("rl_zoo3.enjoy", "--algo", "m3po", "--env", "Pendulum-v1", "--folder", "logs/", "--no-render", "-n", "200")
+    assert "Mean reward: -" in installed.run("python", "-m", *enjoy)
+    assert "Mean reward: -" in installed.run("m3po-zoo", "enjoy", *enjoy[3:])
+    assert "Mean reward: -" in installed.run("python", "-m", "rl_zoo3.cli", "enjoy", *enjoy[1:])
+
+
+def test_a_study_and_one_of_its_trials(installed: Installed) -> None:
+    study = ["--study-name", "s", "--storage", "logs/s.log"]
+    search = ["-n", "220", "-optimize", "--n-trials", "2", "--sampler", "random", "--no-optim-plots", *study]
+    printed = installed.run(*TRAIN, *search, "-params", "learning_starts:1000")
+    assert "Number of finished trials:  2" in printed and "planner_samples" in printed
+    printed = installed.run(*TRAIN, "-n", "220", *study, "--trial-id", "1", "-params", "learning_starts:1000")
+    assert "Loading from Optuna study" in printed and "'target_kl'" in printed
+
+
+def test_several_tasks_by_the_command_of_our_own(installed: Installed) -> None:
+    tasks = "tasks:['Pendulum-v1','MountainCarContinuous-v0']"
+    printed = installed.run("m3po-zoo", "train", "--env", "sb3_m3po/MultiTask-v0", "--env-kwargs", tasks, "-n", "500", *TINY)
+    assert "Pendulum-v1/ep_rew_mean" in printed and "n_updates" in printed
+    assert (installed.folder / "logs/m3po/sb3_m3po-MultiTask-v0_1/sb3_m3po-MultiTask-v0.zip").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("train", "--env", "Pendulumm-v1"), "Pendulumm-v1 not found .* Pendulum-v1"),
+        (("train", "--env", "Pendulum-v1", "-params", "learning_rat:0.1"), "'learning_rat'.* do you mean 'learning_rate'"),
+        (("enjoy", "--env", "Acrobot-v1", "-f", "logs/", "--no-render"), "No model found for m3po on Acrobot-v1"),
+        (("train", "--env", "Pendulum-v1", "-optimize", "--storage", "sqlite:////no/x.db"), "unable to open database file"),
+    ],
+)
+def test_what_cannot_work_says_so(installed: Installed, command: tuple[str, ...], message: str) -> None:
+    printed = installed.run("m3po-zoo", *command, fails=True)
+    assert re.search(rf"m3po-zoo {command[0]}: .*{message}", printed, re.DOTALL), printed
+    assert "Traceback" not in printed
+
+
+def test_the_hook_can_be_switched_off_and_costs_nothing_without_rl_zoo3(installed: Installed) -> None:
+    assert "invalid choice: 'm3po'" in installed.run(*TRAIN, fails=True, SB3_M3PO_ZOO_HOOK="0")
+    code = "import sys; print([m for m in ('torch', 'sb3_m3po', 'importlib.util', 'rl_zoo3') if m in sys.modules])"
+    # A bare Python has what its own start-up imports
+    loaded = installed.run("python", "-c", code)
+    assert loaded == installed.run("python", "-c", code, SB3_M3PO_ZOO_HOOK="0") and "torch" not in loaded
+
+
+@pytest.mark.parametrize("editable", [False, True])
+def test_nothing_is_left_after_uninstalling(editable: bool, wheel: Path, tmp_path: Path) -> None:  # noqa: F811
+    environment = Installed(tmp_path)
+    source = ["--no-build-isolation", "-e", str(wheel.parent / "source")] if editable else [str(wheel)]
+    environment.pip("install", "--no-deps", *source)
+    assert {"_sb3_m3po_zoo_hook.py", "sb3_m3po_zoo_hook.pth"} <= environment.files()
+    code = "import rl_zoo3, sb3_m3po.zoo; print('m3po' in rl_zoo3.ALGOS, sb3_m3po.zoo.settings_file())"
+    known, path = environment.run("python", "-c", code).split()
+    assert known == "True" and ("source/hyperparams" in path) == editable
+    environment.pip("uninstall", "-y", "sb3_m3po")
+    assert environment.files() == environment.at_first
+    assert environment.run("python", "-c", "import rl_zoo3; print('m3po' in rl_zoo3.ALGOS)").split() == ["False"]
