@@ -1,5 +1,6 @@
 """The benchmarks over sets of tasks: rows, tasks that a model takes in, and what the tables make of them."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def test_tables_of_the_committed_results(capsys: Any) -> None:
 def test_speed_over_tasks(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     pytest.importorskip("mujoco")
     monkeypatch.setattr(speed, "N_TASKS", (1, 3))
-    monkeypatch.setattr(speed, "M3PO", Hasty)
+    monkeypatch.setattr(speed, "M3PO", partial(Hasty, sync_interval=16, utd_ratio=0.1))
     monkeypatch.setattr(speed, "ROUNDS", 1)
     speed.main(["--tasks", "--steps", "256"])
     lines = capsys.readouterr().out.strip().splitlines()
