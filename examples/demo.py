@@ -219,7 +219,7 @@ def use_saved_model(console: Console, path: Path) -> None:
 def main() -> None:
     """Learn one task, then several; show, save, load, evaluate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=80.0, help="CPU-seconds of learning for each algorithm and part")
+    parser.add_argument("--seconds", type=float, default=70.0, help="CPU-seconds of learning for each algorithm and part")
     parser.add_argument("--output", type=Path, default=Path("demo_output"))
     args = parser.parse_args()
     started, console = time.perf_counter(), Console(width=110)
