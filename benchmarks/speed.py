@@ -162,7 +162,7 @@ def planning_table(m3po: M3PO) -> None:
     for n_envs in N_ENVS:
         observations = np.stack([m3po.observation_space.sample() for _ in range(n_envs)]).astype(np.float32)
         tensor = th.as_tensor(observations)
-        calls: list[Callable[[], object]] = [partial(collecting_step, m3po, tensor)]
+        calls: list[Callable[[], object]] = [partial(collecting_step, m3po, tensor, n_envs)]
         calls += [partial(planned_predict, m3po, observations, *budget) for budget in budgets]
         times = time_calls(dict(zip(names, calls, strict=True)))
         rates = " / ".join(f"{1_000 * n_envs / milliseconds:,.0f}" for milliseconds in times.values())
@@ -187,7 +187,7 @@ def tasks_table(steps: int) -> None:
     calls: dict[str, Callable[[], object]] = {}
     for n_tasks, model in models.items():
         row = {"observation": np.zeros((1, 17), np.float32), "task": np.array([n_tasks - 1])}
-        calls[str(n_tasks)] = partial(collecting_step, model, obs_as_tensor(row, model.device))
+        calls[str(n_tasks)] = partial(collecting_step, model, obs_as_tensor(row, model.device), 1)
     decisions = time_calls(calls)
     print("\n| tasks | CPU-ms per update | relative to 1 | ms per planned decision | relative to 1 |\n|" + " --- |" * 5)
     for n_tasks in models:
@@ -196,14 +196,15 @@ def tasks_table(steps: int) -> None:
         print(f"| {n_tasks} | {update:.1f} | {ratios[0]:.2f} | {decision:.2f} | {ratios[1]:.2f} |", flush=True)
 
 
-def collecting_step(model: M3PO, observations: Any) -> object:
+def collecting_step(model: M3PO, observations: Any, n_envs: int) -> object:
     """
     :param model: a model
     :param observations: one row per environment
+    :param n_envs: number of rows
     :return: what a planned step of collection computes: actions, values, log-probabilities and the plan
     """
     with th.no_grad():
-        return model.policy.act_by_plan(observations)
+        return model.policy.act_by_plan(observations, model.policy.world_model.codec.noise((n_envs,)))
 
 
 def planned_predict(model: M3PO, observations: np.ndarray, samples: int, iterations: int) -> object:

@@ -367,15 +367,15 @@ class M3PO(OnPolicyAlgorithm):
 
     def _act(self, obs_tensor: Any) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """:return: Actions, values and log-probabilities under whatever chose the actions"""
+        codec, starts = self.policy.world_model.codec, np.asarray(self._last_episode_starts)
+        tasks, slowness = self.policy.task_ids(obs_tensor), self.policy.lag_correlation
+        slowness = slowness.expand(self.n_envs) if tasks is None else slowness[tasks]
+        memory = [codec.noise_persistence(value) for value in slowness.tolist()]
+        noise = codec.noise_from_normal(self._exploration_noise.draw(starts, memory, self._generator))
         # The model plans only once it has learned
         if not (self.plan_rollouts and self._n_updates > 0):
-            codec, starts = self.policy.world_model.codec, np.asarray(self._last_episode_starts)
-            tasks, slowness = self.policy.task_ids(obs_tensor), self.policy.lag_correlation
-            slowness = slowness.expand(self.n_envs) if tasks is None else slowness[tasks]
-            memory = [codec.noise_persistence(value) for value in slowness.tolist()]
-            normal = self._exploration_noise.draw(starts, memory, self._generator)
-            return self.policy(obs_tensor, noise=codec.noise_from_normal(normal))
-        actions, values, log_probs, planned = self.policy.act_by_plan(obs_tensor)
+            return self.policy(obs_tensor, noise=noise)
+        actions, values, log_probs, planned = self.policy.act_by_plan(obs_tensor, noise)
         self.logger.record_mean("exploration/planner_kl", planned.kl.mean().item())
         self.logger.record_mean("exploration/planner_gain", planned.gain.mean().item())
         return actions, values, log_probs

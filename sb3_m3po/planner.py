@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch as th
+from torch.nn import functional as F
 
 from sb3_m3po.actions import ActionCodec, CategoricalActions, GaussianActions
 from sb3_m3po.math import kl_bounded_weights
@@ -94,9 +95,9 @@ class Plan:
         """
         raise NotImplementedError
 
-    def sample(self, generator: th.Generator | None = None) -> tuple[th.Tensor, th.Tensor]:
+    def sample(self, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
-        :param generator: Random generator on the CPU; ``None`` for torch's own
+        :param noise: What the action is made of, as for a sample of the policy, shape ``(batch, noise_dim)``
         :return: An action ``(batch, input_dim)`` and its log-probability under the plan ``(batch,)``
         :raises NotImplementedError: in this base class
         """
@@ -116,35 +117,38 @@ class GaussianPlan(Plan):
     def mode(self) -> th.Tensor:
         return self.codec.mode(self.params)
 
-    def sample(self, generator: th.Generator | None = None) -> tuple[th.Tensor, th.Tensor]:
-        noise = self.codec.noise((len(self.params),), generator).to(self.params.device)
+    def sample(self, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         return self.codec.sample(self.params, noise)
 
 
 @dataclass
 class CategoricalPlan(Plan):
     """
+    :param codec: Knows the factors of an action
     :param candidates: One-hots, repeated ones included, shape ``(batch, n, input_dim)``
     :param weights: Probabilities of the candidates, shape ``(batch, n)``
     :param same: Which candidates are the same action, 0 or 1, shape ``(batch, n, n)``
     """
 
+    codec: CategoricalActions
     candidates: th.Tensor
     weights: th.Tensor
     same: th.Tensor
 
-    def _pick(self, index: th.Tensor) -> th.Tensor:
-        return self.candidates[th.arange(len(index), device=index.device), index]
-
     def mode(self) -> th.Tensor:
-        return self._pick((self.same @ self.weights.unsqueeze(-1)).squeeze(-1).argmax(-1))
+        best = (self.same @ self.weights.unsqueeze(-1)).squeeze(-1).argmax(-1)
+        return self.candidates[th.arange(len(best), device=best.device), best]
 
-    def sample(self, generator: th.Generator | None = None) -> tuple[th.Tensor, th.Tensor]:
-        uniform = th.rand(len(self.weights), 1, generator=generator).to(self.weights.device)
-        index = (self.weights.cumsum(-1) < uniform).sum(-1).clamp_max(self.weights.shape[1] - 1)
-        rows = th.arange(len(index), device=index.device)
-        probability = (self.same[rows, index] * self.weights).sum(-1)
-        return self._pick(index), probability.clamp_min(1e-12).log()
+    def sample(self, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        # One factor after the other, among the candidates that agree with what was drawn: noise that remembers then keeps
+        # a factor's value, as it does in a sample of the policy
+        weights, chosen = self.weights, []
+        one_hots = self.candidates.unflatten(-1, (self.codec.n_factors, -1))  # (batch, n, n_factors, width)
+        for values, gumbel in zip(one_hots.unbind(2), noise.unflatten(-1, one_hots.shape[2:]).unbind(1), strict=True):
+            probs = (weights.unsqueeze(1) @ values).squeeze(1)  # (batch, width), of what was drawn before too
+            chosen.append(F.one_hot((probs.log() + gumbel).argmax(-1), probs.shape[-1]).to(probs.dtype))
+            weights = weights * (values @ chosen[-1].unsqueeze(-1)).squeeze(-1)
+        return th.cat(chosen, -1), weights.sum(-1).clamp_min(1e-12).log()
 
 
 #: Called with ``(horizon, n_samples)``; returns noise ``(horizon, batch or 1, n_samples, noise_dim)``
@@ -306,4 +310,4 @@ def _categorical_plan(
     bound = (0.5 * codec.max_entropy_at(prior)).clamp_max(math.log(config.n_samples / config.n_effective))
     weights = kl_bounded_weights(score, log_prior, bound)
     kl = (weights * (weights.clamp_min(1e-12).log() - log_prior)).sum(-1)
-    return CategoricalPlan(_gain(trajectories, (weights * score).sum(-1)), kl, prior, candidates, weights, same)
+    return CategoricalPlan(_gain(trajectories, (weights * score).sum(-1)), kl, prior, codec, candidates, weights, same)

@@ -21,6 +21,7 @@ from torch import nn
 from sb3_m3po.actions import GaussianActions, SquashedGaussian
 from sb3_m3po.masked_actions import make_action_codec
 from sb3_m3po.nets import RunningNorm
+from sb3_m3po.optim import FusedAdamW
 from sb3_m3po.planner import Plan, PlannerConfig
 from sb3_m3po.planning import PlanningPolicy, not_nan
 from sb3_m3po.tasks import find_tasks
@@ -53,7 +54,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
     :param features_extractor_kwargs: Its keyword arguments
     :param share_features_extractor: Must be True: one latent serves policy, model and critics
     :param normalize_images: Whether to divide images by 255
-    :param optimizer_class: Optimizer, ``th.optim.AdamW`` by default
+    :param optimizer_class: Optimizer, AdamW by default, with a weight decay of 1e-4
     :param optimizer_kwargs: Its keyword arguments, without the learning rate
     :param latent_dim: Width of the latent, a multiple of 8
     :param encoder_arch: Hidden layers between features extractor and latent
@@ -88,7 +89,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         features_extractor_kwargs: dict[str, Any] | None = None,
         share_features_extractor: bool = True,
         normalize_images: bool = True,
-        optimizer_class: type[th.optim.Optimizer] = th.optim.AdamW,
+        optimizer_class: type[th.optim.Optimizer] = FusedAdamW,
         optimizer_kwargs: dict[str, Any] | None = None,
         latent_dim: int = 128,
         encoder_arch: list[int] | None = None,
@@ -124,8 +125,6 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         self.generator: th.Generator | None = None
         if net_arch is None:
             net_arch = dict(pi=self.sizes.pi_arch, vf=self.sizes.critic_arch)
-        if optimizer_kwargs is None:
-            optimizer_kwargs = dict(weight_decay=1e-4, fused=True) if optimizer_class is th.optim.AdamW else {}
         super().__init__(
             observation_space,
             action_space,
@@ -138,7 +137,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
             features_extractor_kwargs=dict(features_extractor_kwargs or {}),
             normalize_images=normalize_images,
             optimizer_class=optimizer_class,
-            optimizer_kwargs=optimizer_kwargs,
+            optimizer_kwargs=dict(optimizer_kwargs or {}),
         )
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -176,7 +175,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         groups = [dict(params=encoding, speed=ENCODER_SPEED), dict(params=model.model_parameters(), speed=1.0)]
         self.model_optimizer = self.optimizer_class(groups, lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
         coefs = [dict(params=[self.log_ent_coef], speed=ENT_COEF_SPEED), dict(params=[self.log_kl_coef], speed=KL_COEF_SPEED)]
-        self.coef_optimizer = th.optim.Adam(coefs, lr=lr_schedule(1), fused=True)
+        self.coef_optimizer = FusedAdamW(coefs, lr=lr_schedule(1), weight_decay=0.0)
 
     def _normalized_spaces(self) -> dict[str, spaces.Box]:
         """Vectors and other Boxes that are no images."""
@@ -354,16 +353,17 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
             actions = model.codec.to_env(inputs)
         return actions, self._values(z, params), log_prob
 
-    def act_by_plan(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor, th.Tensor, Plan]:
+    def act_by_plan(self, obs: PyTorchObs, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor, Plan]:
         """
-        Act by a sample of the plan, with the collection's own noise.
+        Act by a sample of the plan; the plan is made with the collection's own generator.
 
+        :param noise: What the sample is made of, as in :meth:`forward`
         :return: As :meth:`forward`, the log-probability under the plan; and the plan
         """
         z = self.encode(obs)
         codec = self.world_model.codec
         planned = self.make_plan(z, self.planner_config, lambda horizon, n: codec.noise((horizon, len(z), n), self.generator))
-        inputs, log_prob = planned.sample(self.generator)
+        inputs, log_prob = planned.sample(noise.to(z.device))
         return codec.to_env(inputs), self._values(z, planned.prior), log_prob, planned
 
     def _values(self, z: th.Tensor, params: th.Tensor | None = None) -> th.Tensor:
@@ -419,7 +419,9 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         codec = self.world_model.codec
         if self._planning is not None:
             planned = self._plan_for_prediction(z, self._planning)
-            return codec.to_env(planned.mode() if deterministic else planned.sample()[0])
+            if deterministic:
+                return codec.to_env(planned.mode())
+            return codec.to_env(planned.sample(codec.noise((len(z),)).to(z.device))[0])
         if deterministic:
             return codec.to_env(codec.mode(not_nan(self.world_model.mode_parameters(z))))
         params = not_nan(self.world_model.prior(z))

@@ -1,5 +1,6 @@
 """The planner on hand-written models whose optimum is known."""
 
+import dataclasses
 import math
 import time
 from typing import Any
@@ -146,7 +147,7 @@ def test_sampled_actions_are_good_too(space: spaces.Space, n_samples: int, n_ite
     model = vault(space)
     config = PlannerConfig(n_samples=n_samples, n_iterations=n_iterations)
     planned = plan(model, model.codec, model.start(), GAMMA, config, noise_of(model.codec))
-    actions, _ = planned.sample(th.Generator().manual_seed(0))
+    actions, _ = planned.sample(seeded(model.codec, len(planned.gain)))
     prior, _ = model.codec.sample(model.prior(actions), noise_of(model.codec)(1, 1).squeeze((0, 2)))
     values = [model._closeness(a, model.code[0]).mean() for a in (actions, prior)]
     assert values[0] > values[1] + 0.1
@@ -206,7 +207,12 @@ def test_standard_deviation_of_a_plan_has_a_floor() -> None:
 def many(planned: CategoricalPlan, n: int) -> CategoricalPlan:
     """:return: A plan's first row, ``n`` times"""
     first = (x[:1].expand(n, *x.shape[1:]) for x in (planned.candidates, planned.weights, planned.same))
-    return CategoricalPlan(planned.gain, planned.kl, planned.prior, *first)
+    return CategoricalPlan(planned.gain, planned.kl, planned.prior, planned.codec, *first)
+
+
+def seeded(codec: ActionCodec, n: int) -> th.Tensor:
+    """:return: Noise for one sample of each of ``n`` rows"""
+    return codec.noise((n,), th.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("space", [spaces.Discrete(4), spaces.MultiDiscrete([3, 4, 5])], ids=str)
@@ -215,13 +221,28 @@ def test_discrete_samples_have_the_density_that_they_say(space: spaces.Space) ->
     config = PlannerConfig(n_samples=16, n_effective=8)
     planned = plan(model, model.codec, model.start(1), GAMMA, config, noise_of(model.codec, 1))
     assert isinstance(planned, CategoricalPlan)
-    inputs, log_prob = many(planned, 20_000).sample(th.Generator().manual_seed(0))
+    inputs, log_prob = many(planned, 20_000).sample(seeded(model.codec, 20_000))
     actions, inverse, count = inputs.unique(dim=0, return_inverse=True, return_counts=True)
     said = th.zeros(len(actions)).scatter_(0, inverse, log_prob.exp())
     assert 1 < len(actions) <= 16
     assert th.equal(said[inverse], log_prob.exp())
     assert th.allclose(count / 20_000, said, atol=0.015)
     assert said.sum().item() == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(4), spaces.MultiDiscrete([3, 4, 5])], ids=str)
+def test_discrete_samples_are_the_same_in_whatever_order_the_candidates_came(space: spaces.Space) -> None:
+    # Or noise that remembers would be forgotten: candidates are drawn anew at each step
+    model = vault(space)
+    config = PlannerConfig(n_samples=16, n_effective=8)
+    planned = plan(model, model.codec, model.start(50), GAMMA, config, noise_of(model.codec, 50))
+    assert isinstance(planned, CategoricalPlan)
+    noise, order = seeded(model.codec, 50), th.randperm(16, generator=th.Generator().manual_seed(1))
+    actions, log_prob = planned.sample(noise)
+    shuffled = dataclasses.replace(planned, candidates=planned.candidates[:, order], weights=planned.weights[:, order])
+    assert th.equal(shuffled.sample(noise)[0], actions)
+    assert th.allclose(shuffled.sample(noise)[1], log_prob, atol=1e-5)
+    assert len(actions.unique(dim=0)) > 1
 
 
 def gaussian_plan() -> GaussianPlan:
@@ -233,7 +254,7 @@ def gaussian_plan() -> GaussianPlan:
 
 def test_gaussian_samples_have_the_density_that_they_say() -> None:
     planned = gaussian_plan()
-    actions, log_prob = planned.sample(th.Generator().manual_seed(0))
+    actions, log_prob = planned.sample(seeded(planned.codec, 1_000))
     mean, log_std = planned.codec.gaussian(planned.params.double())
     normal = Normal(mean, log_std.exp())
     expected = TransformedDistribution(Independent(normal, 1), TanhTransform()).log_prob(actions.double())
@@ -366,7 +387,7 @@ def test_plans_leave_the_global_generator_alone(space: spaces.Space, n_samples: 
     config = PlannerConfig(n_iterations=n_iterations)
     planned = plan(model, model.codec, model.start(), GAMMA, config, noise_of(model.codec))
     planned.mode()
-    planned.sample(th.Generator().manual_seed(0))
+    planned.sample(seeded(model.codec, len(planned.gain)))
     assert th.equal(th.get_rng_state(), before)
 
 

@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 
 from sb3_m3po import M3PO
 from sb3_m3po.actions import PersistentNoise
+from sb3_m3po.planner import CategoricalPlan, GaussianPlan
 from tests.helpers import RandomEnv, assert_same_model, assert_same_tensors, counters, randoms, tiny_model, tiny_policy_kwargs
 
 BOX_ACTION = spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -161,9 +162,10 @@ class Slow(RandomEnv):
         return np.cos(0.1 * self.t + 2 * self.episode + np.arange(3)).astype(np.float32)
 
 
+@pytest.mark.parametrize("plan_rollouts", [False, True])
 @pytest.mark.parametrize("env, at_last", [(Slow, (0.0, 0.8)), (RandomEnv, (0.0,))])
 def test_box_noise_remembers_where_observations_are_slow(
-    env: type[RandomEnv], at_last: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+    env: type[RandomEnv], at_last: tuple[float, ...], plan_rollouts: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn, draw = [], PersistentNoise.draw
 
@@ -172,11 +174,33 @@ def test_box_noise_remembers_where_observations_are_slow(
         return draw(self, starts, persistence, generator)
 
     monkeypatch.setattr(PersistentNoise, "draw", recorded)
-    tiny_model(env(action_space=BOX_ACTION)).learn(96)
+    tiny_model(env(action_space=BOX_ACTION), plan_rollouts=plan_rollouts).learn(96)
     assert len(drawn) == 96
     # Nothing is known before the first sync
     assert drawn[0] == (0.0,)
     assert drawn[-1] == at_last
+
+
+@pytest.mark.parametrize("space", [BOX_ACTION, spaces.Discrete(3)], ids=str)
+def test_planned_actions_are_made_of_the_noise_that_remembers(space: spaces.Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, taken, draw = [], [], PersistentNoise.draw
+    kind = GaussianPlan if space is BOX_ACTION else CategoricalPlan
+    sample = kind.sample
+
+    def recorded_draw(self: PersistentNoise, *args: Any) -> th.Tensor:
+        drawn.append(draw(self, *args).clone())
+        return drawn[-1]
+
+    def recorded_sample(self: Any, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        taken.append(noise)
+        return sample(self, noise)
+
+    monkeypatch.setattr(PersistentNoise, "draw", recorded_draw)
+    monkeypatch.setattr(kind, "sample", recorded_sample)
+    model = tiny_model(Slow(action_space=space), plan_rollouts=True).learn(64)
+    assert 0 < len(taken) < len(drawn) == 64
+    codec = model.policy.world_model.codec
+    assert all(th.equal(noise, codec.noise_from_normal(x)) for noise, x in zip(taken[::-1], drawn[::-1], strict=False))
 
 
 # ----------------------------------------------------------------- wrappers

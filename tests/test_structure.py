@@ -18,6 +18,7 @@ ORDER = [
     "tasks",
     "math",
     "nets",
+    "optim",
     "actions",
     "masked_actions",
     "world_model",
