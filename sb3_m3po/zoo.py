@@ -70,6 +70,8 @@ def register() -> None:
     if not hasattr(manager.read_hyperparameters, "__wrapped__"):
         manager.read_hyperparameters = _reading_our_settings(manager.read_hyperparameters)
         manager._preprocess_schedules = staticmethod(_keeping_schedules(manager._preprocess_schedules))
+        manager.hyperparameters_optimization = _searching_by_grpc(manager.hyperparameters_optimization)
+        manager.load_trial = _loading_by_grpc(manager.load_trial)
 
 
 def _reading_our_settings(read: Any) -> Any:
@@ -98,6 +100,48 @@ def _keeping_schedules(preprocess: Any) -> Any:
         return {**preprocess(hyperparams), **ready}
 
     return preprocess_schedules
+
+
+def _searching_by_grpc(search: Any) -> Any:
+    @functools.wraps(search)
+    def hyperparameters_optimization(manager: Any) -> None:
+        manager.storage = _opened(manager.storage)
+        search(manager)
+
+    return hyperparameters_optimization
+
+
+def _loading_by_grpc(load: Any) -> Any:
+    @functools.wraps(load)
+    def load_trial(manager: Any, storage: Any, *args: Any, **kwargs: Any) -> Any:
+        return load(manager, _opened(storage), *args, **kwargs)
+
+    return load_trial
+
+
+def _opened(storage: Any) -> Any:
+    """
+    rl-zoo3 takes the name of a storage, and Optuna has none for its gRPC proxy: here it is ``grpc://host:port``.
+
+    :param storage: A name, or what this function made of one
+    :return: Optuna's proxy for such a name, anything else as it is
+    :raises ValueError: if the name has no host and port, or no server answers there
+    """
+    if not isinstance(storage, str) or not storage.startswith("grpc://"):
+        return storage
+    host, _, port = storage.removeprefix("grpc://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(f"--storage {storage} is no address of a gRPC storage: give grpc://host:port")
+    from optuna.storages import GrpcStorageProxy
+
+    proxy: Any = GrpcStorageProxy(host=host, port=int(port))
+    try:
+        proxy.wait_server_ready(timeout=20)
+    except Exception as error:
+        raise ValueError(f"No storage answers at {storage}: start optuna.storages.run_grpc_proxy_server there") from error
+    # rl-zoo3 asks a storage whether its name ends with ".log"
+    proxy.endswith = storage.endswith
+    return proxy
 
 
 def check_settings(hyperparams: dict[str, Any], config: str) -> None:

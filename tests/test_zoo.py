@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -148,19 +149,35 @@ class Installed:
 
     def run(self, *command: str, fails: bool = False, **environment: str) -> str:
         """:return: What it printed"""
+        return self.finish(self.start(*command, **environment), fails)
+
+    def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
+        """:return: A command that runs"""
         path, *arguments = command
         variables = {
             "OMP_NUM_THREADS": "1",
             "PATH": "/usr/bin:/bin",
             "HOME": str(self.folder),
             "MPLBACKEND": "Agg",
+            "SDL_VIDEODRIVER": "dummy",
             **environment,
         }
-        found = subprocess.run(
-            [str(self.bin / path), *arguments], cwd=self.folder, env=variables, capture_output=True, text=True, timeout=300
+        return subprocess.Popen(
+            [str(self.bin / path), *arguments],
+            cwd=self.folder,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
-        output = found.stdout + found.stderr
-        assert (found.returncode != 0) == fails, output
+
+    def finish(self, process: subprocess.Popen[str], fails: bool = False) -> str:
+        """:return: What it printed"""
+        try:
+            output, _ = process.communicate(timeout=300)
+        finally:
+            process.kill()
+        assert (process.returncode != 0) == fails, output
         return output
 
 
@@ -189,13 +206,72 @@ def test_train_continue_and_enjoy(installed: Installed) -> None:
     assert "Mean reward: -" in installed.run("python", "-m", "rl_zoo3.cli", "enjoy", *enjoy[1:])
 
 
+def search(storage: str, trials: str, name: str = "s") -> list[str]:
+    """:return: The command of a study whose trials take a second"""
+    study = ["--study-name", name, "--storage", storage, "--sampler", "tpe", "--pruner", "median", "--no-optim-plots"]
+    return [*TRAIN, "-n", "220", "-optimize", *trials.split(), *study, "-params", "learning_starts:1000"]
+
+
 def test_a_study_and_one_of_its_trials(installed: Installed) -> None:
-    study = ["--study-name", "s", "--storage", "logs/s.log"]
-    search = ["-n", "220", "-optimize", "--n-trials", "2", "--sampler", "random", "--no-optim-plots", *study]
-    printed = installed.run(*TRAIN, *search, "-params", "learning_starts:1000")
+    printed = installed.run(*search("logs/s.log", "--n-trials 2 --n-jobs 2"))
     assert "Number of finished trials:  2" in printed and "planner_samples" in printed
-    printed = installed.run(*TRAIN, "-n", "220", *study, "--trial-id", "1", "-params", "learning_starts:1000")
+    study = ["--study-name", "s", "--storage", "logs/s.log", "--trial-id", "1"]
+    printed = installed.run(*TRAIN, "-n", "220", *study, "-params", "learning_starts:1000")
     assert "Loading from Optuna study" in printed and "'target_kl'" in printed
+
+
+@pytest.fixture
+def server(installed: Installed) -> Iterator[str]:
+    """:return: Name of a storage that a server shares"""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    code = """
+import sys
+from optuna.storages import JournalStorage, run_grpc_proxy_server
+from optuna.storages.journal import JournalFileBackend
+run_grpc_proxy_server(JournalStorage(JournalFileBackend("shared.log")), host="localhost", port=int(sys.argv[1]))
+"""
+    process = installed.start("python", "-c", code, str(port))
+    yield f"grpc://localhost:{port}"
+    process.terminate()
+    process.communicate()
+
+
+def assert_shared(installed: Installed, storage: str) -> None:
+    """Two processes must share one study of four trials, and one of its trials must be found again."""
+    command = search(storage, "--max-total-trials 4", "shared")
+    outputs = [installed.finish(process) for process in [installed.start(*command), installed.start(*command)]]
+    numbers = [set(re.findall(r"Trial (\d+) (?:finished|pruned)", printed)) for printed in outputs]
+    # Between counting and starting the other process may start one more
+    assert all(numbers) and not numbers[0] & numbers[1] and 4 <= len(numbers[0] | numbers[1]) <= 5, outputs
+    study = ["--study-name", "shared", "--storage", storage, "--trial-id", "3"]
+    assert "'target_kl'" in installed.run(*TRAIN, "-n", "220", *study, "-params", "learning_starts:1000")
+
+
+def test_two_processes_share_a_study_in_one_file(installed: Installed) -> None:
+    assert_shared(installed, "logs/shared.log")
+
+
+def test_two_processes_share_a_study_by_grpc(installed: Installed, server: str) -> None:
+    assert_shared(installed, server)
+
+
+def test_pictures_and_videos(installed: Installed) -> None:
+    train = ("train", "--env", "CartPole-v1", "-n", "600", "--eval-freq", "200", "-f", "agents", *TINY)
+    for seed in ("0", "1"):  # the tables need two runs
+        installed.run("python", "-m", "rl_zoo3.cli", train[0], "--algo", "m3po", *train[1:], "--seed", seed)
+    plots = ("python", "-m", "rl_zoo3.plots.plot_train", "-a", "m3po", "-e", "CartPole-v1", "-f", "agents", "-w", "2")
+    assert "Traceback" not in installed.run(*plots)
+    installed.run(
+        *("python", "-m", "rl_zoo3.plots.all_plots", "-a", "m3po", "-e", "CartPole-v1", "-f", "agents"),
+        *("-o", "results", "--no-million", "-max", "600"),
+    )
+    assert (installed.folder / "results.pkl").stat().st_size > 0
+    installed.run("python", "-m", "rl_zoo3.plots.plot_from_file", "-i", "results.pkl", "-l", "m3po")
+    agent = ("--algo", "m3po", "--env", "CartPole-v1", "-f", "agents")
+    installed.run("python", "-m", "rl_zoo3.record_video", *agent, "-n", "30", "-o", "videos")
+    assert next((installed.folder / "videos").rglob("*.mp4")).stat().st_size > 1_000
 
 
 def test_several_tasks_by_the_command_of_our_own(installed: Installed) -> None:
@@ -214,6 +290,7 @@ def test_several_tasks_by_the_command_of_our_own(installed: Installed) -> None:
         (("train", "--env", "Pendulum-v1", "-params", "learning_rat:0.1"), "'learning_rat'.* do you mean 'learning_rate'"),
         (("enjoy", "--env", "Acrobot-v1", "-f", "logs/", "--no-render"), "No model found for m3po on Acrobot-v1"),
         (("train", "--env", "Pendulum-v1", "-optimize", "--storage", "sqlite:////no/x.db"), "unable to open database file"),
+        (("train", "--env", "Pendulum-v1", "-optimize", "--storage", "grpc://here"), "grpc://here is no address .*host:port"),
     ],
 )
 def test_what_cannot_work_says_so(installed: Installed, command: tuple[str, ...], message: str) -> None:
