@@ -91,6 +91,16 @@ def test_readme_has_the_table_of_the_committed_results(capsys):
     assert capsys.readouterr().out in Path("README.md").read_text()
 
 
+def test_docs_have_the_tables_of_the_committed_variants(capsys):
+    docs = Path("docs/benchmarks.md").read_text()
+    table.main(["--variant", "hybrid", "--share", "0.9", "--seeds", "1"])
+    assert capsys.readouterr().out in docs
+    for variant in ("rewards=1000", "rewards=0.001"):
+        table.main(["--variant", variant])
+        rows = [row for row in capsys.readouterr().out.splitlines() if row.startswith("| CartPole")]
+        assert rows and all(row in docs for row in rows)
+
+
 def test_lag_correlation_of_a_known_process():
     rng = np.random.default_rng(0)
     x = np.zeros((20_000, 3))
