@@ -1,6 +1,9 @@
 """
 Time updates, predictions and planned steps, on one thread and at the defaults, on HalfCheetah-v5.
 
+Everything is timed in rounds, in turn, so that a busy moment of the machine meets all of it. Given are the median over rounds
+and, in brackets, the quickest one: other work on the machine only ever adds to it.
+
 With ``--compile`` also what ``torch.compile`` would gain, which M3PO does not use. With ``--tasks`` only what 10 and 50 tasks
 cost beside one: as many copies of HalfCheetah-v5, told apart.
 
@@ -9,7 +12,7 @@ cost beside one: as many copies of HalfCheetah-v5, told apart.
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -73,13 +76,13 @@ def time_updates(model: BaseAlgorithm, steps: int) -> tuple[float, float]:
     return 1_000 * clock.wall / done, 1_000 * clock.cpu / done
 
 
-def time_calls(calls: dict[str, Callable[[], object]], seconds: float = 0.3) -> dict[str, float]:
+def time_calls(calls: dict[str, Callable[[], object]], seconds: float = 0.3) -> dict[str, list[float]]:
     """
     Time functions in turn, several rounds of each, so that a busy moment of the machine meets all of them.
 
     :param calls: functions by name
     :param seconds: time for a round of one function
-    :return: median over rounds of the milliseconds per call
+    :return: milliseconds per call, by name and round
     """
     rounds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(ROUNDS + 1):
@@ -90,7 +93,16 @@ def time_calls(calls: dict[str, Callable[[], object]], seconds: float = 0.3) -> 
                 count += 1
             if number > 0:  # the first round warms up
                 rounds[name].append(1_000 * passed / count)
-    return {name: float(np.median(times)) for name, times in rounds.items()}
+    return rounds
+
+
+def text(times: list[float], digits: int) -> str:
+    """
+    :param times: of rounds
+    :param digits: behind the point
+    :return: their median, and the quickest in brackets
+    """
+    return f"{np.median(times):.{digits}f} ({min(times):.{digits}f})"
 
 
 def updates_table(m3po: M3PO, sac: SAC, steps: int) -> None:
@@ -99,16 +111,30 @@ def updates_table(m3po: M3PO, sac: SAC, steps: int) -> None:
 
     :param m3po: a model whose updates have begun
     :param sac: likewise
-    :param steps: environment steps to go on for
+    :param steps: environment steps to go on for, in all rounds
     """
-    print("\n| update | ms (wall) | ms (CPU) | batch rows per CPU-s | transitions in a loss per CPU-s |\n|" + " --- |" * 5)
     # an update of M3PO is one of the world model, on sequences, and one of critics and policy
     rows = {"M3PO": 2 * m3po.batch_size, "SAC": sac.batch_size}
     transitions = {"M3PO": m3po.batch_size * (m3po.horizon + 1), "SAC": sac.batch_size}
-    for name, model in (("M3PO", m3po), ("SAC", sac)):
-        wall, cpu = time_updates(model, steps)
-        per_second = [f"{1_000 * count[name] / cpu:,.0f}" for count in (rows, transitions)]
-        print(f"| {name} | {wall:.1f} | {cpu:.1f} | {per_second[0]} | {per_second[1]} |", flush=True)
+    times = time_updates_in_turn({"M3PO": m3po, "SAC": sac}, steps)
+    print("\n| update | ms (wall) | ms (CPU) | batch rows per CPU-s | transitions in a loss per CPU-s |\n|" + " --- |" * 5)
+    for name, rounds in times.items():
+        wall, cpu = (list(x) for x in zip(*rounds, strict=True))
+        per_second = [f"{1_000 * count[name] / np.median(cpu):,.0f}" for count in (rows, transitions)]
+        print(f"| {name} | {text(wall, 1)} | {text(cpu, 1)} | {per_second[0]} | {per_second[1]} |", flush=True)
+
+
+def time_updates_in_turn(models: Mapping[Any, BaseAlgorithm], steps: int) -> dict[Any, list[tuple[float, float]]]:
+    """
+    :param models: models whose updates have begun, by name
+    :param steps: environment steps to go on for, in all rounds
+    :return: what :func:`time_updates` gives, by name and round
+    """
+    rounds: dict[Any, list[tuple[float, float]]] = {name: [] for name in models}
+    for _ in range(ROUNDS):
+        for name, model in models.items():
+            rounds[name].append(time_updates(model, steps // ROUNDS))
+    return rounds
 
 
 def compiling_table(m3po: M3PO, steps: int) -> None:
@@ -145,8 +171,9 @@ def predict_table(m3po: M3PO, ppo: PPO) -> None:
     models = {"M3PO": m3po, "PPO": ppo}
     times = time_calls({name: partial(model.predict, observation, deterministic=True) for name, model in models.items()})
     print("\n| predict | microseconds | relative to PPO |\n| --- | --- | --- |")
-    for name, milliseconds in times.items():
-        print(f"| {name} | {1_000 * milliseconds:.0f} | {milliseconds / times['PPO']:.2f} |")
+    for name, rounds in times.items():
+        ratio = np.median(rounds) / np.median(times["PPO"])
+        print(f"| {name} | {text([1_000 * milliseconds for milliseconds in rounds], 0)} | {ratio:.2f} |")
 
 
 def planning_table(m3po: M3PO) -> None:
@@ -165,8 +192,8 @@ def planning_table(m3po: M3PO) -> None:
         calls: list[Callable[[], object]] = [partial(collecting_step, m3po, tensor, n_envs)]
         calls += [partial(planned_predict, m3po, observations, *budget) for budget in budgets]
         times = time_calls(dict(zip(names, calls, strict=True)))
-        rates = " / ".join(f"{1_000 * n_envs / milliseconds:,.0f}" for milliseconds in times.values())
-        print(f"| {n_envs} | {' | '.join(f'{milliseconds:.2f}' for milliseconds in times.values())} | {rates} |", flush=True)
+        rates = " / ".join(f"{1_000 * n_envs / np.median(rounds):,.0f}" for rounds in times.values())
+        print(f"| {n_envs} | {' | '.join(text(rounds, 2) for rounds in times.values())} | {rates} |", flush=True)
 
 
 def tasks_table(steps: int) -> None:
@@ -180,15 +207,12 @@ def tasks_table(steps: int) -> None:
         env = make_multitask_vec_env([Task(ENV_ID, f"cheetah{i}") for i in range(n_tasks)], seed=0)
         models[n_tasks] = M3PO("MultiInputPolicy", env, n_steps=max(1, 256 // n_tasks), seed=0, device="cpu")
         models[n_tasks].learn(1_300)
-    updates: dict[int, list[float]] = {n_tasks: [] for n_tasks in models}
-    for _ in range(ROUNDS):  # in turn, so that a busy moment meets all of them
-        for n_tasks, model in models.items():
-            updates[n_tasks].append(time_updates(model, steps // ROUNDS)[1])
+    updates = {n_tasks: [cpu for _, cpu in rounds] for n_tasks, rounds in time_updates_in_turn(models, steps).items()}
     calls: dict[str, Callable[[], object]] = {}
     for n_tasks, model in models.items():
         row = {"observation": np.zeros((1, 17), np.float32), "task": np.array([n_tasks - 1])}
         calls[str(n_tasks)] = partial(collecting_step, model, obs_as_tensor(row, model.device), 1)
-    decisions = time_calls(calls)
+    decisions = {name: float(np.median(rounds)) for name, rounds in time_calls(calls).items()}
     print("\n| tasks | CPU-ms per update | relative to 1 | ms per planned decision | relative to 1 |\n|" + " --- |" * 5)
     for n_tasks in models:
         update, decision = float(np.median(updates[n_tasks])), decisions[str(n_tasks)]
@@ -224,7 +248,7 @@ def main(argv: list[str] | None = None) -> None:
     :param argv: the command line, ``sys.argv`` by default
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1_024, help="environment steps during which updates are timed")
+    parser.add_argument("--steps", type=int, default=1_792, help="environment steps during which updates are timed")
     parser.add_argument("--compile", action="store_true", help="time updates with compiled losses too")
     parser.add_argument("--tasks", action="store_true", help="time 1, 10 and 50 tasks, and nothing else")
     args = parser.parse_args(argv)
