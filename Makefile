@@ -19,7 +19,7 @@ export MPLBACKEND ?= Agg
 .DEFAULT_GOAL = help
 # A recipe that fails leaves no stamp behind
 .DELETE_ON_ERROR:
-.PHONY: help demo test format lint check-format type docs conformance benchmark build clean distclean
+.PHONY: help demo test format lint check-format type docs conformance conformance-zoo benchmark build clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ docs: $(VENV)/.docs ## build docs/_build/html, every warning an error
 
 conformance: $(VENV)/.tests ## run Stable-Baselines3's own tests on M3PO
 	$(BIN)/python tests/conformance/run.py
+
+conformance-zoo: $(VENV)/.tests ## run rl-zoo3's own tests with m3po
+	$(BIN)/python tests/conformance_zoo/run.py
 
 benchmark: $(VENV)/.tests ## time updates, predictions and planned steps
 	$(BIN)/python -m benchmarks.speed

@@ -76,6 +76,8 @@ EXTRAS = {
         # whose settings of PPO and SAC the benchmarks read
         "rl_zoo3>=2.9,<3",
         "pyyaml",
+        # rl-zoo3's --track
+        "wandb",
         "ale-py",
         "pytest>=8",
         "pytest-cov",

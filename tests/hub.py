@@ -97,6 +97,8 @@ class Request(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Send a file, or what is known of a repository."""
         path = unquote(self.path.partition("?")[0])
+        if path == "/api/models":  # a search
+            return self.answer_json([])
         if path.startswith("/api/models/"):
             repository = path.removeprefix("/api/models/").partition("/revision/")[0]
             names = [name for owner, name in self.server.files if owner == repository]

@@ -206,6 +206,15 @@ def test_train_continue_and_enjoy(installed: Installed) -> None:
     assert "Mean reward: -" in installed.run("python", "-m", "rl_zoo3.cli", "enjoy", *enjoy[1:])
 
 
+def test_tracking_by_weights_and_biases(installed: Installed) -> None:
+    pytest.importorskip("wandb")
+    project = ("--track", "--wandb-project-name", "tasks")
+    installed.run(*TRAIN, "-n", "300", "-f", "tracked", *project, *TINY, WANDB_MODE="offline")
+    (run,) = (installed.folder / "wandb").glob("offline-run-*/*.wandb")
+    content = run.read_bytes()
+    assert b"world_model/reward_loss" in content and b'learning_starts":100' in content
+
+
 def search(storage: str, trials: str, name: str = "s") -> list[str]:
     """:return: The command of a study whose trials take a second"""
     study = ["--study-name", name, "--storage", storage, "--sampler", "tpe", "--pruner", "median", "--no-optim-plots"]
