@@ -225,10 +225,11 @@ def collecting_step(model: M3PO, observations: Any, n_envs: int) -> object:
     :param model: a model
     :param observations: one row per environment
     :param n_envs: number of rows
-    :return: what a planned step of collection computes: actions, values, log-probabilities and the plan
+    :return: what a planned step of collection computes: actions, values, log-probabilities, what is logged of the plan
     """
     with th.no_grad():
-        return model.policy.act_by_plan(observations, model.policy.world_model.codec.noise((n_envs,)))
+        *acted, planned = model.policy.act_by_plan(observations, model.policy.world_model.codec.noise((n_envs,)))
+        return acted, planned.kl.mean(), planned.gain.mean()
 
 
 def planned_predict(model: M3PO, observations: np.ndarray, samples: int, iterations: int) -> object:

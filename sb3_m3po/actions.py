@@ -39,6 +39,7 @@ class GaussianActions(nn.Module):
     :raises ValueError: if ``log_std_init`` lies outside of ``log_std_bounds``
     """
 
+    wide_floor: th.Tensor
     enumerable: ClassVar[bool] = False
     log_std_bounds: ClassVar[tuple[float, float]] = (-4.0, 0.5)
     #: Entropy coefficient to begin with
@@ -56,6 +57,8 @@ class GaussianActions(nn.Module):
         if not low < log_std_init < high:
             raise ValueError(f"log_std_init={log_std_init} must lie between {low} and {high}")
         self._log_std_shift = math.atanh(2 * (log_std_init - low) / (high - low) - 1)
+        floor = th.tensor([-math.inf, math.log(0.5)]).repeat_interleave(self.input_dim)
+        self.register_buffer("wide_floor", floor, persistent=False)
 
     def parameters_from(self, output: th.Tensor, tasks: th.Tensor | None = None) -> th.Tensor:
         """
@@ -174,8 +177,7 @@ class GaussianActions(nn.Module):
         :param params: Mean and log-std, shape ``(..., params_dim)``
         :return: Parameters with the same mean and a standard deviation of at least 0.5 before the squashing, same shape
         """
-        mean, log_std = self.gaussian(params)
-        return self.with_gaussian(params, mean, log_std.clamp_min(math.log(0.5)))
+        return th.maximum(params, self.wide_floor)
 
     def distribution(self, params: th.Tensor) -> "SquashedGaussian":
         """

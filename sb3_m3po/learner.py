@@ -261,18 +261,23 @@ class Learner:
         target = th.full_like(n_step.rewards, th.nan)
         target[first] = n_step.rewards[first] + n_step.discount[first] * bootstrap
         self._update_q_range(target[first], None if batch.tasks is None else batch.tasks[first])
-        q_mf, gamma = batch.rewards[0], self._gamma(batch)
+        # A transition that was drawn several times has the same latent each time
+        states, distinct, drawn = np.unique(batch.states[0], return_index=True, return_inverse=True)
+        q_mf, gamma = batch.rewards[0, distinct], self._gamma(batch)
+        gamma = gamma[distinct] if isinstance(gamma, th.Tensor) else gamma
         if self.bonus_coef > 0:
-            q_mf = q_mf + gamma * (1 - batch.terminated[0]) * frozen.value[frozen.rows(batch.states[1])]
-        needs_features = self.bonus_coef > 0 or not model.codec.enumerable
+            next_value = frozen.value[frozen.rows(batch.states[1, distinct])]
+            q_mf = q_mf + gamma * (1 - batch.terminated[0, distinct]) * next_value
+        actions, needs_features = batch.actions[0, distinct], self.bonus_coef > 0 or not model.codec.enumerable
         parts = []
-        for piece in _pieces(len(target)):
-            z = self.policy.encode(self._observations(batch.states[0, piece]))
-            f = model.features(z, batch.actions[0, piece]) if needs_features else z
+        for piece in _pieces(len(states)):
+            z = self.policy.encode(self._observations(states[piece]))
+            f = model.features(z, actions[piece]) if needs_features else z
             discount = gamma[piece] if isinstance(gamma, th.Tensor) else gamma
             gap = self._gap(q_mf[piece], z, f, discount) if self.bonus_coef > 0 else q_mf[piece]
             parts.append((z, f, gap))
-        z, f, gap = (th.cat(column) for column in zip(*parts, strict=True))
+        rows = th.as_tensor(drawn, device=target.device)
+        z, f, gap = (th.cat(column)[rows] for column in zip(*parts, strict=True))
         if self.bonus_coef > 0:
             for task, mine in _by_task(batch.tasks):
                 self.policy.gap_median[task] += _MEDIAN_RATE * (gap[mine].median() - self.policy.gap_median[task])
@@ -292,12 +297,13 @@ class Learner:
         phase B, so the critics may serve as their own target more often than the encoder does.
         """
         rows = slice(start, start + self._target_samples)
-        states, n_step = self._bootstraps(batch, rows), self._n_step(batch)
-        model, values = self.policy.world_model, []
+        states, drawn = np.unique(self._bootstraps(batch, rows), return_inverse=True)
+        model, n_step, values = self.policy.world_model, self._n_step(batch), []
         for piece in _pieces(len(states)):
             z = self.policy.encode(self._observations(states[piece]))
             values.append(self._value(model, z, model.prior(z)))
-        prepared.target[rows] = n_step.rewards[rows] + n_step.discount[rows] * th.cat(values)
+        bootstrap = th.cat(values)[th.as_tensor(drawn, device=z.device)]
+        prepared.target[rows] = n_step.rewards[rows] + n_step.discount[rows] * bootstrap
 
     def _gap(self, q_mf: th.Tensor, z: th.Tensor, f: th.Tensor, gamma: float | th.Tensor) -> th.Tensor:
         """:return: ``|Q_mf - Q_mb|``"""

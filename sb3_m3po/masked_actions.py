@@ -28,6 +28,8 @@ class MaskedGaussianActions(GaussianActions):
         self.params_dim = 3 * self.input_dim
         target_entropy = self.target_entropy / self.input_dim * masks.sum(-1)
         del self.target_entropy
+        # A padded dimension has a log-std of 0, above the floor
+        self.wide_floor = th.cat([self.wide_floor, th.full((self.input_dim,), -np.inf)])
         self.register_buffer("masks", th.as_tensor(masks, dtype=th.float32), persistent=False)
         self.register_buffer("target_entropy", th.as_tensor(target_entropy, dtype=th.float32), persistent=False)
 

@@ -80,13 +80,19 @@ class Plan:
     A distribution over the first action, in model-input form.
 
     :param gain: Expected score of the plan minus that of the policy's own sequences, in scaled units, shape ``(batch,)``
-    :param kl: ``KL(plan || policy)`` in nats, shape ``(batch,)``
     :param prior: Parameters of the policy, shape ``(batch, params_dim)``
     """
 
     gain: th.Tensor
-    kl: th.Tensor
     prior: th.Tensor
+
+    @property
+    def kl(self) -> th.Tensor:
+        """
+        :return: ``KL(plan || policy)`` in nats, shape ``(batch,)``
+        :raises NotImplementedError: in this base class
+        """
+        raise NotImplementedError
 
     def mode(self) -> th.Tensor:
         """
@@ -114,6 +120,10 @@ class GaussianPlan(Plan):
     codec: GaussianActions
     params: th.Tensor
 
+    @property
+    def kl(self) -> th.Tensor:
+        return self.codec.kl(self.params, self.prior)
+
     def mode(self) -> th.Tensor:
         return self.codec.mode(self.params)
 
@@ -127,13 +137,19 @@ class CategoricalPlan(Plan):
     :param codec: Knows the factors of an action
     :param candidates: One-hots, repeated ones included, shape ``(batch, n, input_dim)``
     :param weights: Probabilities of the candidates, shape ``(batch, n)``
+    :param log_prior: Logarithms of the policy's, shape ``(batch, n)``
     :param same: Which candidates are the same action, 0 or 1, shape ``(batch, n, n)``
     """
 
     codec: CategoricalActions
     candidates: th.Tensor
     weights: th.Tensor
+    log_prior: th.Tensor
     same: th.Tensor
+
+    @property
+    def kl(self) -> th.Tensor:
+        return (self.weights * (self.weights.clamp_min(1e-12).log() - self.log_prior)).sum(-1)
 
     def mode(self) -> th.Tensor:
         best = (self.same @ self.weights.unsqueeze(-1)).squeeze(-1).argmax(-1)
@@ -229,12 +245,12 @@ def _imagine(
     root_params = prior.repeat_interleave(n, 0)
     gamma = gamma.repeat_interleave(n) if isinstance(gamma, th.Tensor) else gamma
     z = z.repeat_interleave(n, 0)
+    noise = noise.to(z.device).expand(horizon, batch, n, noise_dim).flatten(1, 2)
     for h in range(horizon):
         params = model.prior(z) if h else root_params
         wide = codec.widen(params) if focus is None else focus[h].repeat_interleave(n, 0)
         params = th.where(flat_own, params, wide)
-        step_noise = noise[h].to(z.device).expand(batch, n, noise_dim).reshape(batch * n, noise_dim)
-        a, plain = codec.draw(params, step_noise)
+        a, plain = codec.draw(params, noise[h])
         if h == 0 and focus is None and isinstance(codec, CategoricalActions):
             a = plain = _cover_first_actions(codec, a.view(batch, n, -1), own, prior).flatten(0, 1)
         actions.append(plain)
@@ -294,7 +310,7 @@ def _gaussian_plan(
     var = (w.unsqueeze(-1) * (u - mean.unsqueeze(1)).square()).sum(1)
     params = codec.with_gaussian(prior, mean, var.sqrt().clamp_min(config.min_std).log())
     gain = _gain(trajectories, (w * trajectories.scores).sum(-1))
-    return GaussianPlan(gain, codec.kl(params, prior), prior, codec, params)
+    return GaussianPlan(gain, prior, codec, params)
 
 
 def _categorical_plan(
@@ -309,5 +325,5 @@ def _categorical_plan(
     log_prior = log_prior.clamp_min(-30.0).log_softmax(-1)
     bound = (0.5 * codec.max_entropy_at(prior)).clamp_max(math.log(config.n_samples / config.n_effective))
     weights = kl_bounded_weights(score, log_prior, bound)
-    kl = (weights * (weights.clamp_min(1e-12).log() - log_prior)).sum(-1)
-    return CategoricalPlan(_gain(trajectories, (weights * score).sum(-1)), kl, prior, codec, candidates, weights, same)
+    gain = _gain(trajectories, (weights * score).sum(-1))
+    return CategoricalPlan(gain, prior, codec, candidates, weights, log_prior, same)

@@ -286,8 +286,10 @@ class WorldModel(nn.Module):
         :return: Pessimistic value of the policy (at its mode where actions can't be enumerated), in scaled units, shape
             ``(batch,)``
         """
-        params = self.prior(z) if params is None else params
-        return self.expected_value(z, params, None if self.codec.enumerable else self.codec.mode(params))
+        if self.codec.enumerable:
+            return self.expected_value(z, self.prior(z) if params is None else params)
+        params = self.mode_parameters(z) if params is None else params
+        return self.expected_value(z, params, self.codec.mode(params))
 
     def terminal_value(self, z: th.Tensor) -> th.Tensor:
         """

@@ -206,8 +206,8 @@ def test_standard_deviation_of_a_plan_has_a_floor() -> None:
 
 def many(planned: CategoricalPlan, n: int) -> CategoricalPlan:
     """:return: A plan's first row, ``n`` times"""
-    first = (x[:1].expand(n, *x.shape[1:]) for x in (planned.candidates, planned.weights, planned.same))
-    return CategoricalPlan(planned.gain, planned.kl, planned.prior, planned.codec, *first)
+    first = (x[:1].expand(n, *x.shape[1:]) for x in (planned.candidates, planned.weights, planned.log_prior, planned.same))
+    return CategoricalPlan(planned.gain, planned.prior, planned.codec, *first)
 
 
 def seeded(codec: ActionCodec, n: int) -> th.Tensor:
@@ -249,7 +249,7 @@ def gaussian_plan() -> GaussianPlan:
     codec = make_action_codec(BOX)
     assert isinstance(codec, GaussianActions)
     params = th.tensor([[0.3, -1.0, -1.0, 0.2]]).repeat(1_000, 1)
-    return GaussianPlan(th.zeros(1_000), th.zeros(1_000), params, codec, params)
+    return GaussianPlan(th.zeros(1_000), params, codec, params)
 
 
 def test_gaussian_samples_have_the_density_that_they_say() -> None:
