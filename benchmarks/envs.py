@@ -1,7 +1,6 @@
 """Environments of the benchmarks: any Gymnasium id, dm_control through shimmy, MiniGrid as RGB images."""
 
 from functools import partial
-from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
@@ -9,30 +8,9 @@ from gymnasium.wrappers import FlattenObservation, TransformObservation, Transfo
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_m3po.envs import ActionRepeat
+
 DM_CONTROL_ACTION_REPEAT = 2
-
-
-class ActionRepeat(gym.Wrapper):
-    """
-    Apply each action several times and sum the rewards.
-
-    :param env: the environment to wrap
-    :param repeat: frames per decision
-    """
-
-    def __init__(self, env: gym.Env, repeat: int) -> None:
-        super().__init__(env)
-        self.repeat = repeat
-
-    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Repeat ``action`` until the episode ends or ``repeat`` frames have passed."""
-        total = 0.0
-        for _ in range(self.repeat):
-            observation, reward, terminated, truncated, info = self.env.step(action)
-            total += float(reward)
-            if terminated or truncated:
-                break
-        return observation, total, terminated, truncated, info
 
 
 def frames_per_decision(env_id: str) -> int:

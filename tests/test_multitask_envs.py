@@ -18,7 +18,7 @@ from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
 from sb3_m3po import M3PO, Task, VectorEnvAdapter, evaluate_per_task, make_multitask_vec_env
-from sb3_m3po.envs import DM_CONTROL_EASY, MultiTaskEnv, TaskWrapper
+from sb3_m3po.envs import DM_CONTROL_EASY, ActionRepeat, MultiTaskEnv, TaskWrapper
 from sb3_m3po.tasks import TaskSpace, TaskSpec
 from tests.helpers import RandomEnv, tiny_model
 
@@ -593,3 +593,31 @@ def test_random_spaces_survive_the_round_trip() -> None:
             env.step(rng.uniform(-1.2, 1.2, (3, *(env.action_space.shape or ()))).astype(np.float32))
         for inner in echoes(env):
             assert all(inner.action_space.contains(np.asarray(a, inner.action_space.dtype)) for a in inner.received)
+
+
+# ------------------------------------------------------------------ action repeat
+
+
+class Counting(gym.Env):
+    """Rewards are the frame's number; terminates at the fifth."""
+
+    observation_space = action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self.frame = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.frame += 1
+        return np.full(1, self.frame / 10, np.float32), float(self.frame), self.frame == 5, False, {}
+
+
+def test_repeated_actions_sum_rewards_up_to_the_episode_s_end() -> None:
+    env = ActionRepeat(Counting(), 3)
+    env.reset()
+    observation, *outcome = env.step(np.zeros(1))
+    assert observation[0] == pytest.approx(0.3) and outcome[:3] == [1 + 2 + 3, False, False]
+    observation, *outcome = env.step(np.zeros(1))
+    assert observation[0] == pytest.approx(0.5) and outcome[:3] == [4 + 5, True, False]
+    with pytest.raises(ValueError, match="repeat=0"):
+        ActionRepeat(Counting(), 0)

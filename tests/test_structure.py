@@ -40,6 +40,7 @@ ORDER = [
     "envs/vec_env",
     "envs/single",
     "envs/adapter",
+    "envs/action_repeat",
     "envs/__init__",
     "evaluation",
     "callbacks",

@@ -15,6 +15,8 @@ import pytest
 import yaml
 from stable_baselines3.common.utils import LinearSchedule
 
+from benchmarks.envs import frames_per_decision
+from benchmarks.targets import TARGETS
 from sb3_m3po import M3PO, zoo
 from tests.test_packaging import wheel  # noqa: F401
 
@@ -53,8 +55,14 @@ def test_settings_are_known(name: str) -> None:
     entry = settings()[name]
     zoo.check_settings(entry, "m3po.yml")
     assert entry["n_timesteps"] >= 1_000 and entry["policy"] in M3PO.policy_aliases
-    if name != "default" and not name.startswith("MiniGrid"):
+    if name != "default":
+        pytest.importorskip("minigrid"), pytest.importorskip("shimmy")  # register their ids
         gym.spec(name)
+
+
+def test_settings_reach_the_bars_within_their_steps() -> None:
+    for target in TARGETS:
+        assert settings()[target.env_id]["n_timesteps"] == target.within / frames_per_decision(target.env_id)
 
 
 @pytest.mark.parametrize(
@@ -281,6 +289,35 @@ def test_pictures_and_videos(installed: Installed) -> None:
     agent = ("--algo", "m3po", "--env", "CartPole-v1", "-f", "agents")
     installed.run("python", "-m", "rl_zoo3.record_video", *agent, "-n", "30", "-o", "videos")
     assert next((installed.folder / "videos").rglob("*.mp4")).stat().st_size > 1_000
+
+
+def test_scripts_that_start_others(installed: Installed) -> None:
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    (installed.bin / "ffmpeg").symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
+    # They start "python" and "ffmpeg", whichever come first
+    path = f"{installed.bin}:/usr/bin:/bin"
+    train = ("m3po-zoo", "train", "--env", "CartPole-v1", "-n", "300", "--eval-freq", "-1", "--save-freq", "200")
+    installed.run(*train, "-f", "started", *TINY)
+    agent = ("--env", "CartPole-v1", "--algo", "m3po", "-f", "started")
+    installed.run("python", "-m", "rl_zoo3.record_training", *agent, "-n", "20", "-o", "training", PATH=path)
+    videos = {video.name.split("-step")[0] for video in (installed.folder / "training").glob("*.mp4")}
+    assert {"checkpoint-200-m3po-CartPole-v1", "final-model-m3po-CartPole-v1"} <= videos
+    # rl_zoo3.benchmark starts a file that only a clone of rl-zoo3 has
+    (installed.folder / "enjoy.py").write_text("from rl_zoo3.enjoy import enjoy\n\nenjoy()\n")
+    printed = installed.run("python", "-m", "rl_zoo3.benchmark", "--log-dir", "started", "--no-hub", "-n", "300", PATH=path)
+    assert "Evaluating m3po on CartPole-v1" in printed
+    assert "|m3po|CartPole-v1|" in (installed.folder / "benchmark.md").read_text().replace(" ", "")
+
+
+@pytest.mark.parametrize("env_id", ["dm_control/cartpole-swingup-v0", "MiniGrid-Empty-5x5-v0"])
+def test_environments_that_are_wrapped(installed: Installed, env_id: str) -> None:
+    pytest.importorskip("shimmy"), pytest.importorskip("minigrid")
+    agent = ("--env", env_id, "--gym-packages", "shimmy", "-f", "wrapped")
+    printed = installed.run("m3po-zoo", "train", *agent, "-n", "600", "--eval-freq", "-1", *TINY, MUJOCO_GL="disable")
+    assert "n_updates" in printed
+    printed = installed.run("m3po-zoo", "enjoy", *agent, "--no-render", "-n", "600", MUJOCO_GL="disable")
+    # An episode of 1,000 frames in 500 decisions
+    assert f"Mean episode length: {'500.00' if env_id.startswith('dm_control') else ''}" in printed
 
 
 def test_several_tasks_by_the_command_of_our_own(installed: Installed) -> None:

@@ -1,0 +1,75 @@
+"""
+Time what trials of the search space cost per environment step, beside the defaults: the dearest corners of it, on
+HalfCheetah-v5, one thread. No trial may take more than ``sb3_m3po.zoo.MAX_COST`` times as long; the estimate that sees to it
+knows batch, width and planner.
+
+``python -m benchmarks.search_space``
+"""
+
+import argparse
+import itertools
+from typing import Any
+
+import torch as th
+from optuna.trial import FixedTrial
+
+from benchmarks.envs import vec_env
+from benchmarks.record import Clock, commit, machine
+from sb3_m3po import M3PO
+from sb3_m3po.zoo import MAX_COST, NETWORKS, sample_m3po_params
+
+ENV_ID = "HalfCheetah-v5"
+#: What costs time; most samples per step, and the bonus, in all of them
+CORNERS = {"batch_size_pow": (6, 7, 8), "planner_samples": (0, 16, 64), "network": tuple(NETWORKS)}
+REST = {"learning_rate": 1e-3, "one_minus_gamma": 0.01, "n_step_returns": 3, "samples_per_step_pow": 8, "target_kl": 1.0}
+
+
+def corner_arguments(corner: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param corner: what a trial has drawn of :data:`CORNERS`
+    :return: arguments of M3PO
+    """
+    trial = FixedTrial({**REST, "bonus_coef": 0.3, **corner})
+    return sample_m3po_params(trial, n_actions=6, n_envs=1, additional_args={})
+
+
+def milliseconds_per_step(arguments: dict[str, Any], steps: int) -> float:
+    """
+    :param arguments: of M3PO
+    :param steps: environment steps, after the first updates
+    :return: CPU-milliseconds per environment step: collecting and learning
+    """
+    model = M3PO("MlpPolicy", vec_env(ENV_ID, 1, 0), seed=0, device="cpu", learning_starts=100, **arguments)
+    model.learn(256)
+    clock = Clock()
+    clock.start()
+    model.learn(steps, reset_num_timesteps=False)
+    clock.stop()
+    return 1_000 * clock.cpu / steps
+
+
+def main(argv: list[str] | None = None) -> None:
+    """
+    :param argv: the command line, ``sys.argv`` by default
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=256, help="environment steps of each corner")
+    args = parser.parse_args(argv)
+    th.set_num_threads(1)
+    print(f"{ENV_ID}, one thread; {machine()}; commit {commit()}\n")
+    print("| batch | planner's samples | networks | updates per step | ms per step | relative to the defaults |")
+    print("|" + " --- |" * 6, flush=True)
+    dearest = 0.0
+    for values in itertools.product(*CORNERS.values()):
+        arguments = corner_arguments(dict(zip(CORNERS, values, strict=True)))
+        # Beside each of them, since the machine's own speed varies
+        before, cost, after = (milliseconds_per_step(x, args.steps) for x in ({}, arguments, {}))
+        ratio = 2 * cost / (before + after)
+        dearest = max(dearest, ratio)
+        settings = f"{arguments['batch_size']} | {values[1]} | {values[2]} | {arguments['utd_ratio']:.2f}"
+        print(f"| {settings} | {cost:.1f} | {ratio:.2f} |", flush=True)
+    print(f"\nThe dearest: {dearest:.2f} times the defaults' time; {MAX_COST:g} are allowed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Each decision for several frames, as is usual for dm_control."""
+
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+
+
+class ActionRepeat(gym.Wrapper):
+    """
+    Apply each action several times and sum the rewards.
+
+    :param env: The environment to wrap
+    :param repeat: Frames per decision
+    :raises ValueError: if there is less than one
+    """
+
+    def __init__(self, env: gym.Env, repeat: int):
+        super().__init__(env)
+        if repeat < 1:
+            raise ValueError(f"repeat={repeat} must be at least 1, the frames per decision")
+        self.repeat = repeat
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """
+        :param action: As the environment takes it
+        :return: What the last frame gave, and the sum of the rewards; fewer frames where the episode ends before
+        """
+        total = 0.0
+        for _ in range(self.repeat):
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return observation, total, terminated, truncated, info
