@@ -261,23 +261,7 @@ class Learner:
         target = th.full_like(n_step.rewards, th.nan)
         target[first] = n_step.rewards[first] + n_step.discount[first] * bootstrap
         self._update_q_range(target[first], None if batch.tasks is None else batch.tasks[first])
-        # A transition that was drawn several times has the same latent each time
-        states, distinct, drawn = np.unique(batch.states[0], return_index=True, return_inverse=True)
-        q_mf, gamma = batch.rewards[0, distinct], self._gamma(batch)
-        gamma = gamma[distinct] if isinstance(gamma, th.Tensor) else gamma
-        if self.bonus_coef > 0:
-            next_value = frozen.value[frozen.rows(batch.states[1, distinct])]
-            q_mf = q_mf + gamma * (1 - batch.terminated[0, distinct]) * next_value
-        actions, needs_features = batch.actions[0, distinct], self.bonus_coef > 0 or not model.codec.enumerable
-        parts = []
-        for piece in _pieces(len(states)):
-            z = self.policy.encode(self._observations(states[piece]))
-            f = model.features(z, actions[piece]) if needs_features else z
-            discount = gamma[piece] if isinstance(gamma, th.Tensor) else gamma
-            gap = self._gap(q_mf[piece], z, f, discount) if self.bonus_coef > 0 else q_mf[piece]
-            parts.append((z, f, gap))
-        rows = th.as_tensor(drawn, device=target.device)
-        z, f, gap = (th.cat(column)[rows] for column in zip(*parts, strict=True))
+        z, f, gap = self._encode_transitions(batch, frozen)
         if self.bonus_coef > 0:
             for task, mine in _by_task(batch.tasks):
                 self.policy.gap_median[task] += _MEDIAN_RATE * (gap[mine].median() - self.policy.gap_median[task])
@@ -286,6 +270,31 @@ class Learner:
         else:
             noise, chosen = z, (batch.actions[0] @ model.codec.joint_inputs.T).argmax(-1)
         return Prepared(z, f, target, anchor, gap, noise, chosen)
+
+    def _encode_transitions(self, batch: Sequences, frozen: Frozen) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        Encode each distinct transition once, however often it was drawn.
+
+        :return: Latents, features and gaps as in :class:`~sb3_m3po.batches.Prepared`, one row per sample
+        """
+        model, gamma = self.policy.world_model, self._gamma(batch)
+        states, distinct, drawn = np.unique(batch.states[0], return_index=True, return_inverse=True)
+        q_mf, actions = batch.rewards[0, distinct], batch.actions[0, distinct]
+        gamma = gamma[distinct] if isinstance(gamma, th.Tensor) else gamma
+        if self.bonus_coef > 0:
+            next_value = frozen.value[frozen.rows(batch.states[1, distinct])]
+            q_mf = q_mf + gamma * (1 - batch.terminated[0, distinct]) * next_value
+        needs_features = self.bonus_coef > 0 or not model.codec.enumerable
+        parts = []
+        for piece in _pieces(len(states)):
+            z = self.policy.encode(self._observations(states[piece]))
+            f = model.features(z, actions[piece]) if needs_features else z
+            discount = gamma[piece] if isinstance(gamma, th.Tensor) else gamma
+            gap = self._gap(q_mf[piece], z, f, discount) if self.bonus_coef > 0 else q_mf[piece]
+            parts.append((z, f, gap))
+        rows = th.as_tensor(drawn, device=self.policy.device)
+        z, f, gap = (th.cat(column)[rows] for column in zip(*parts, strict=True))
+        return z, f, gap
 
     @th.no_grad()
     def _refresh_targets(self, prepared: Prepared, batch: Sequences, start: int) -> None:

@@ -183,6 +183,14 @@ def test_masked_gaussian_is_the_smaller_gaussian() -> None:
     assert (codec.mode(params)[:, 1:] == 0).all()
 
 
+def test_a_widened_masked_gaussian_keeps_its_mask() -> None:
+    codec, _, params = masked_params([0] * 50 + [1] * 50)
+    mean, log_std = codec.gaussian(params - 1.0)
+    narrow = codec.with_gaussian(params, mean, log_std)
+    expected = codec.with_gaussian(narrow, mean, log_std.clamp_min(np.log(0.5)))
+    assert th.equal(codec.widen(narrow), expected) and not th.equal(narrow, expected)
+
+
 def test_padded_dimensions_have_no_gradient() -> None:
     codec, output, params = masked_params([0, 1])
     a, log_prob = codec.sample(params, codec.noise((2,)))
@@ -485,6 +493,27 @@ def test_each_task_is_valued_with_its_own_discount() -> None:
         values = model.policy.predict_values(tensors(rows([0] * 20 + [1] * 20))).flatten()
     assert values[:20].mean().item() == pytest.approx(2.0, rel=0.1)
     assert values[20:].mean().item() == pytest.approx(5.0, rel=0.1)
+
+
+@th.no_grad()
+def test_the_gap_of_each_task_has_its_own_discount() -> None:
+    table = TaskTable([TaskSpec("short", 2, 1, gamma=0.1), TaskSpec("long", 4, 3)])
+    env = DummyVecEnv([lambda: Endless(table, "short"), lambda: Endless(table, "long")])
+    model = tiny_model(env, "MultiInputPolicy", gamma=0.8)
+    with th.enable_grad():
+        model.learn(48)
+    learner, policy, world = model._learner(), model.policy, model.policy.world_model
+    for parameter in (*world.parameters(), *policy.bar.parameters()):
+        parameter.add_(0.3 * th.randn(parameter.shape, generator=th.Generator().manual_seed(0)))
+    learner.bonus_coef = 0.5
+    _, _, batch, frozen = learner.draw(4)
+    assert batch.tasks is not None and len(np.unique(batch.states[0])) < len(batch.tasks)
+    gamma = th.tensor([0.1, 0.8])[batch.tasks]
+    z = policy.encode(learner._observations(batch.states[0]))
+    next_z, reward, _ = world.step(z, batch.actions[0])
+    free = batch.rewards[0] + gamma * frozen.value[frozen.rows(batch.states[1])]
+    expected = (free - reward - gamma * world.value(next_z)).abs()
+    assert th.allclose(learner._encode_transitions(batch, frozen)[2], expected, atol=1e-5)
 
 
 def test_an_unknown_task_is_named() -> None:
