@@ -111,7 +111,7 @@ def apply_overrides(kwargs: dict[str, Any], overrides: list[str]) -> dict[str, A
     Put ``key:value`` pairs over the arguments of a constructor.
 
     :param kwargs: the arguments, left as they are
-    :param overrides: for example ``learning_rate:0.002`` or ``policy_kwargs.n_critics:2``
+    :param overrides: for example ``learning_rate:0.002``, ``learning_rate:lin_0.002`` or ``policy_kwargs.n_critics:2``
     :return: a copy with the overrides in it
     """
     result = {key: dict(value) if isinstance(value, dict) else value for key, value in kwargs.items()}
@@ -122,7 +122,7 @@ def apply_overrides(kwargs: dict[str, Any], overrides: list[str]) -> dict[str, A
         try:
             value: Any = ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            value = text
+            value = _zoo_value(text)
         *parents, name = key.split(".")
         target = result
         for parent in parents:

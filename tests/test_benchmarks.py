@@ -67,6 +67,8 @@ def test_overrides_reach_nested_arguments_and_leave_the_original():
     after = apply_overrides(before, ["policy_kwargs.n_critics:2", "learning_rate:1e-3", "ent_coef:auto"])
     assert after == {"policy_kwargs": {"n_critics": 2}, "learning_rate": 1e-3, "ent_coef": "auto"}
     assert before == {"policy_kwargs": {"n_critics": 5}}
+    schedule = apply_overrides({}, ["learning_rate:lin_1e-3"])["learning_rate"]
+    assert [schedule(1.0), schedule(0.0)] == [1e-3, 0.0]
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ class Shim(M3PO):
         sizes = {
             "n_steps": n_steps,
             "batch_size": 64,
-            # At least one sync per rollout: half an update per transition, as by default
+            # At least one sync per rollout, at the default of one update per transition
             "sync_interval": min(max(1, n_steps // 2), 16),
             "learning_starts": min(n_steps, 64),
         }
