@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import run as benchmark
-from benchmarks import speed, table
+from benchmarks import speed, study_plots, table
 from benchmarks.algorithms import apply_overrides
 from benchmarks.parts import critic, planner, saving, scales, trust_region, world_model
 from benchmarks.random_baseline import lag_correlation
@@ -154,3 +154,12 @@ def test_speed(monkeypatch, capsys):
         *("| M3PO", "| SAC", "| M3PO", "| PPO"),
         *("| 1", "| 8", "| 64"),
     ]
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_study_is_read_from_its_table_and_drawn(tmp_path, capsys):
+    rows = (Path(study_plots.__file__).parent / "studies" / "pendulum-2000.csv").read_text().splitlines()
+    (tmp_path / "study.csv").write_text("\n".join(rows[:7]))
+    study_plots.main([str(tmp_path / "study.csv"), "--out", str(tmp_path)])
+    assert "6 trials, the best is number 4" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.glob("*.png")} == {"study-history.png", "study-importances.png"}
