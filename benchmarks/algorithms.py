@@ -73,7 +73,7 @@ def zoo_settings(algorithm: str, env_id: str) -> Settings:
         raise ValueError(f"rl-zoo3's {algorithm} settings for {env_id} use {unsupported}, which this harness does not")
     settings = Settings(n_envs=int(entry.pop("n_envs", 1)), normalize=_normalize(entry.pop("normalize", None), entry))
     dropped = {"n_timesteps", "policy", *_NOT_SUPPORTED}
-    settings.kwargs = {key: _zoo_value(value) for key, value in entry.items() if key not in dropped}
+    settings.kwargs = {key: zoo_value(value) for key, value in entry.items() if key not in dropped}
     return settings
 
 
@@ -85,8 +85,11 @@ def _normalize(value: Any, entry: dict[str, Any]) -> dict[str, Any] | None:
     return {**kwargs, **({"gamma": entry["gamma"]} if "gamma" in entry else {})}
 
 
-def _zoo_value(value: Any) -> Any:
-    """Turn ``lin_0.001`` into a schedule, ``dict(...)`` into a dictionary, a list into a tuple."""
+def zoo_value(value: Any) -> Any:
+    """
+    :param value: as YAML or the command line has it
+    :return: ``lin_0.001`` as a schedule, ``dict(...)`` as a dictionary, a list as a tuple, all else as it is
+    """
     if isinstance(value, str) and value.startswith("lin_"):
         return LinearSchedule(float(value[4:]), 0.0, 1.0)
     if isinstance(value, str) and value.startswith("dict("):
@@ -122,7 +125,7 @@ def apply_overrides(kwargs: dict[str, Any], overrides: list[str]) -> dict[str, A
         try:
             value: Any = ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            value = _zoo_value(text)
+            value = zoo_value(text)
         *parents, name = key.split(".")
         target = result
         for parent in parents:

@@ -1,12 +1,15 @@
 """M3PO in rl-zoo3: from Python, and on the command line of an environment that has the wheel and nothing else of ours."""
 
+import csv
 import importlib.util
 import re
+import shlex
 import socket
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import pytest
 import yaml
 from stable_baselines3.common.utils import LinearSchedule
 
+from benchmarks.algorithms import apply_overrides, zoo_value
 from benchmarks.envs import frames_per_decision
 from benchmarks.targets import TARGETS
 from sb3_m3po import M3PO, zoo
@@ -62,7 +66,21 @@ def test_settings_are_known(name: str) -> None:
 
 def test_settings_reach_the_bars_within_their_steps() -> None:
     for target in TARGETS:
-        assert settings()[target.env_id]["n_timesteps"] == target.within / frames_per_decision(target.env_id)
+        entry, within = settings()[target.env_id], target.within / frames_per_decision(target.env_id)
+        tuned = set(entry) - {"n_timesteps", "policy", "env_wrapper", "buffer_size"}
+        assert entry["n_timesteps"] < within if tuned else entry["n_timesteps"] == within
+
+
+def test_tuned_settings_are_those_whose_runs_are_committed() -> None:
+    command = next(csv.DictReader((ROOT / "benchmarks/results/m3po-study-tuned/Pendulum-v1_seed3.csv").open()))["command"]
+    words = shlex.split(command)
+    measured = apply_overrides({}, [value for option, value in pairwise(words) if option == "-p"])
+    entry = {key: zoo_value(value) for key, value in settings()["Pendulum-v1"].items()}
+    steps, _ = entry.pop("n_timesteps"), entry.pop("policy")
+    rate, expected = entry.pop("learning_rate"), measured.pop("learning_rate")
+    assert [rate(1.0), rate(0.0)] == [expected(1.0), expected(0.0)]
+    # 0 by default
+    assert measured.pop("bonus_coef") == 0.0 and entry == measured and steps == int(words[words.index("--steps") + 1])
 
 
 @pytest.mark.parametrize(
