@@ -463,6 +463,12 @@ class M3PO(OnPolicyAlgorithm):
                 self._record_finite(name, value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        # The last rollout may end beyond the budget, where the rate of `lambda progress: progress * 1e-3`, rl-zoo3's "lin_"
+        # among them, would be negative: hundreds of updates uphill
+        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
+
     def _update_learning_rates(self) -> None:
         policy = self.policy
         self._update_learning_rate(policy.optimizer)
@@ -492,7 +498,7 @@ class M3PO(OnPolicyAlgorithm):
             max_grad_norm=self.max_grad_norm,
             target_kl=self.target_kl,
             learn_ent_coef=isinstance(self.ent_coef, str),
-            bonus_coef=self.bonus_coef * max(self._current_progress_remaining, 0.0),
+            bonus_coef=self.bonus_coef * self._current_progress_remaining,
         )
 
     def _record_finite(self, key: str, value: float) -> None:

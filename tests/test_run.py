@@ -410,6 +410,18 @@ def test_learning_rate_falls_by_default() -> None:
     assert model.lr_schedule(0.0) == 1e-3
 
 
+def test_beyond_the_budget_nothing_is_unlearned() -> None:
+    # Rollouts of 32 steps: the last ends at 64
+    model = tiny_model(
+        randoms(), n_steps=32, learning_starts=16, learning_rate=lambda progress: 1e-2 * progress, bonus_coef=0.1
+    )
+    model.learn(40)
+    assert model.num_timesteps >= 64 and model._current_progress_remaining == 0.0
+    optimizers = (model.policy.optimizer, model.policy.model_optimizer, model.policy.coef_optimizer)
+    assert [group["lr"] for optimizer in optimizers for group in optimizer.param_groups if group["lr"] != 0.0] == []
+    assert model._learner().bonus_coef == 0.0
+
+
 def test_learning_rate_schedule_reaches_all_optimizers() -> None:
     model = tiny_model(randoms(), learning_rate=lambda progress: 1e-2 * (2 - progress)).learn(64)
     policy = model.policy
