@@ -1,6 +1,8 @@
 """M3PO in rl-zoo3: from Python, and on the command line of an environment that has the wheel and nothing else of ours."""
 
+import ast
 import csv
+import importlib.metadata
 import importlib.util
 import re
 import shlex
@@ -16,6 +18,8 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from stable_baselines3.common.utils import LinearSchedule
 
 from benchmarks.algorithms import apply_overrides, zoo_value
@@ -123,6 +127,42 @@ def test_every_trial_is_a_model_within_its_cost() -> None:
             assert model.policy.world_model.latent_dim == 128 * width and model.lr_schedule(0) < model.lr_schedule(1)
             assert model.plan_rollouts == (trial.params["planner_samples"] > 0)
     assert min(costs) < 0.5 and zoo.MAX_COST - 0.01 < max(costs) <= zoo.MAX_COST + 1e-9
+
+
+def requirements(extra: str) -> set[str]:
+    """:return: Names of all distributions that come with ``sb3_m3po[extra]``"""
+    found: set[str] = set()
+    todo = [("sb3_m3po", extra)]
+    while todo:
+        name, extra = todo.pop()
+        key = canonicalize_name(name)
+        if f"{key}[{extra}]" in found:
+            continue
+        found |= {key, f"{key}[{extra}]"}
+        for line in importlib.metadata.requires(name) or []:
+            needed = Requirement(line)
+            if needed.marker is None or needed.marker.evaluate({"extra": extra}):
+                todo += [(needed.name, chosen) for chosen in needed.extras or {""}]
+                todo += [(needed.name, "")] if needed.extras else []
+    return found
+
+
+def imports(package: Path) -> set[str]:
+    """:return: Top-level modules without which a module of the package can't be imported"""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in package.rglob("*.py")]
+    absolute = {x.module for tree in trees for x in tree.body if isinstance(x, ast.ImportFrom) and x.module and not x.level}
+    plain = {alias.name for tree in trees for x in tree.body if isinstance(x, ast.Import) for alias in x.names}
+    return {name.partition(".")[0] for name in absolute | plain}
+
+
+def test_the_extra_brings_all_that_rl_zoo3_imports() -> None:
+    import rl_zoo3
+
+    needed = imports(Path(rl_zoo3.__file__).parent) - sys.stdlib_module_names - {"rl_zoo3"}
+    distributions = importlib.metadata.packages_distributions()
+    brought = requirements("zoo")
+    missing = {name for name in needed if not {canonicalize_name(x) for x in distributions.get(name, ())} & brought}
+    assert "torch" in needed and missing == set()
 
 
 def test_rl_zoo3_keeps_a_schedule_that_is_one_and_makes_its_own() -> None:
