@@ -465,8 +465,7 @@ class M3PO(OnPolicyAlgorithm):
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)
-        # The last rollout may end beyond the budget, where the rate of `lambda progress: progress * 1e-3`, rl-zoo3's "lin_"
-        # among them, would be negative: hundreds of updates uphill
+        # The last rollout may end beyond the budget, where rl-zoo3's "lin_" rate would be negative: updates uphill
         self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
 
     def _update_learning_rates(self) -> None:
