@@ -46,8 +46,8 @@ MUJOCO = ["gymnasium[mujoco]", "mujoco==3.3.0"]
 PANDAS = "pandas<3"
 
 EXTRAS = {
-    # Train, tune and plot with rl-zoo3, whose `enjoy` imports requests and does not ask for it
-    "zoo": ["rl_zoo3[plots]>=2.9,<3", PANDAS, "tensorboard", "moviepy", "requests"],
+    # Train, tune, plot and draw with rl-zoo3, whose `enjoy` imports requests and does not ask for it
+    "zoo": ["rl_zoo3[plots]>=2.9,<3", "gymnasium[classic-control]", PANDAS, "tensorboard", "moviepy", "requests"],
     # Environments of the benchmarks
     "envs": [
         *MUJOCO,
