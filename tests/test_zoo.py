@@ -142,8 +142,7 @@ def requirements(extra: str) -> set[str]:
         for line in importlib.metadata.requires(name) or []:
             needed = Requirement(line)
             if needed.marker is None or needed.marker.evaluate({"extra": extra}):
-                todo += [(needed.name, chosen) for chosen in needed.extras or {""}]
-                todo += [(needed.name, "")] if needed.extras else []
+                todo += [(needed.name, chosen) for chosen in {"", *needed.extras}]
     return found
 
 
