@@ -13,6 +13,9 @@ class SimNorm(nn.Module):
     Softmax over groups of the last dimension: keeps a latent bounded and sparse, and can't collapse to zero
     (TD-MPC2, arXiv 2310.16828).
 
+    The entries of a group stand ``dim / group_size`` apart, not side by side: PyTorch vectorises a softmax over the last
+    dimension only where that is long, and over eight it takes 5 to 20 times as long.
+
     :param group_size: Entries that sum to one
     """
 
@@ -25,7 +28,7 @@ class SimNorm(nn.Module):
         :param x: Shape ``(..., dim)``, where ``dim`` is a multiple of ``group_size``
         :return: Same shape; entries in [0, 1]
         """
-        return th.softmax(x.unflatten(-1, (-1, self.group_size)), dim=-1).flatten(-2)
+        return th.softmax(x.unflatten(-1, (self.group_size, -1)), dim=-2).flatten(-2)
 
 
 class MLP(nn.Module):
