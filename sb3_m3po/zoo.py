@@ -194,7 +194,10 @@ def convert_m3po_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     batch_size, samples = 2 ** sampled.pop("batch_size_pow"), 2 ** sampled.pop("samples_per_step_pow")
     planner_samples = sampled.pop("planner_samples")
     affordable = (MAX_COST - _planning_cost(planner_samples, width)) / _update_cost(batch_size, width)
-    planning = dict(plan_rollouts=True, planner_kwargs=dict(n_samples=planner_samples)) if planner_samples else {}
+    # Said in either case: the settings file may have its own
+    planning: dict[str, Any] = {"plan_rollouts": planner_samples > 0}
+    if planner_samples:
+        planning["planner_kwargs"] = dict(n_samples=planner_samples)
     return {
         "learning_rate": LinearSchedule(rate, rate / 10, 1.0),
         "gamma": 1 - sampled.pop("one_minus_gamma"),

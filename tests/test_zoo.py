@@ -122,6 +122,8 @@ def test_every_trial_is_a_model_within_its_cost() -> None:
         planning = zoo._planning_cost(trial.params["planner_samples"], width)
         costs.append(arguments["utd_ratio"] * zoo._update_cost(arguments["batch_size"], width) + planning)
         assert 0 < arguments["utd_ratio"] <= 256 / arguments["batch_size"]
+        # Said by all of them, since the settings that a trial is laid over may plan
+        assert arguments["plan_rollouts"] == (trial.params["planner_samples"] > 0)
         if trial.number < 12:
             model = M3PO("MlpPolicy", "Pendulum-v1", **arguments)
             assert model.policy.world_model.latent_dim == 128 * width and model.lr_schedule(0) < model.lr_schedule(1)
