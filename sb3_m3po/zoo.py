@@ -224,7 +224,7 @@ def _update_cost(batch_size: int, width: float) -> float:
 
 def _planning_cost(n_samples: int, width: float) -> float:
     """Time of a planned decision, relative to an update of the defaults."""
-    return (0.15 + 0.1 * n_samples / 32 * width**2) if n_samples else 0.0
+    return (0.2 + 0.12 * n_samples / 32 * width**2) if n_samples else 0.0
 
 
 # ------------------------------------------------------------------- command

@@ -123,7 +123,7 @@ def test_latents_are_groups_that_sum_to_one() -> None:
     model = filled_model(ACTIONS["box"])
     z = model.encode(normal(BATCH, FEATURES))
     for latent in (z, model.step(z, some_actions(model))[0]):
-        assert th.allclose(latent.view(BATCH, 2, 8).sum(-1), th.ones(BATCH, 2))
+        assert th.allclose(latent.view(BATCH, 8, 2).sum(1), th.ones(BATCH, 2))
 
 
 def test_no_termination_is_predicted_before_there_was_one() -> None:
