@@ -34,7 +34,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_nor
 from benchmarks.algorithms import Settings, algorithm_class, apply_overrides, policy_name, zoo_settings
 from benchmarks.envs import frames_per_decision, vec_env
 from benchmarks.record import CHECKPOINTS, RESULTS, Clock, append_row, commit, machine, read_rows, write_rows
-from benchmarks.task_sets import is_task_set, task_vec_env
+from benchmarks.task_sets import frames_of, is_task_set, task_vec_env
 from sb3_m3po import evaluate_per_task
 
 N_EPISODES = 20
@@ -113,7 +113,7 @@ class Run:
     @property
     def frames(self) -> int:
         """Environment steps per decision."""
-        return frames_per_decision(self.env_id)
+        return frames_of(self.env_id) if is_task_set(self.env_id) else frames_per_decision(self.env_id)
 
     def done(self) -> bool:
         """Whether the rows reach the end of the budget."""
@@ -462,7 +462,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", required=True, help="id of the environment")
-    parser.add_argument("--steps", type=int, required=True, help="budget in environment steps (frames for dm_control)")
+    parser.add_argument("--steps", type=int, required=True, help="budget in environment steps (frames where actions are repeated)")
     add_settings_arguments(parser)
     args = parser.parse_args(argv)
     if args.jobs == 1 or len(args.seeds) == 1:

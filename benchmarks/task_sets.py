@@ -5,29 +5,32 @@ The sets of tasks of the benchmarks, under names that stand where an environment
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from stable_baselines3.common.vec_env import VecEnv
 
-from benchmarks.envs import make_env
+from benchmarks.envs import DM_CONTROL_ACTION_REPEAT
 from sb3_m3po import Task, make_multitask_vec_env
 from sb3_m3po.envs import DM_CONTROL_EASY
 from sb3_m3po.envs.padding import action_dim
 from sb3_m3po.envs.suites import expand
 from sb3_m3po.envs.vec_env import find_layout
 
+#: Frames per decision: Meta-World's hand moves a centimetre at most in a frame, and what one such step is worth hardly shows
+META_WORLD_ACTION_REPEAT = 4
 _FAMILY = tuple(
     f"dm_control/{name}-v0" for name in ("walker-stand", "walker-walk", "walker-run", "cartpole-balance", "cartpole-swingup")
 )
 
 
 def _repeated(ids: tuple[str, ...]) -> list[Task]:
-    """Tasks of dm_control as the single-task runs have them: each action twice, float32."""
-    return [Task(make_env, env_id.rpartition("/")[2], env_kwargs={"env_id": env_id}) for env_id in ids]
+    """Tasks of dm_control as the single-task runs have them."""
+    return [Task(env_id, action_repeat=DM_CONTROL_ACTION_REPEAT) for env_id in ids]
 
 
 TASK_SETS: dict[str, Callable[[], list[Task]]] = {
-    "mt10": lambda: expand("Meta-World/MT10"),
+    "mt10": lambda: [replace(task, action_repeat=META_WORLD_ACTION_REPEAT) for task in expand("Meta-World/MT10")],
     "dm-mix": lambda: _repeated(DM_CONTROL_EASY),
     "dm-family": lambda: _repeated(_FAMILY),
     # Of these the single-task runs are
@@ -60,6 +63,14 @@ def tasks_of(env_id: str) -> list[Task]:
     if not chosen or (part.startswith("-") and len(chosen) == len(tasks)):
         raise ValueError(f"{env_id}: the tasks of {name} are {', '.join(map(name_of, tasks))}")
     return chosen
+
+
+def frames_of(env_id: str) -> int:
+    """
+    :param env_id: a set of tasks, or a part of one
+    :return: how many environment steps (frames) one decision of the agent takes, in all of its tasks
+    """
+    return tasks_of(env_id)[0].action_repeat
 
 
 def name_of(task: Task) -> str:

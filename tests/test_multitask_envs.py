@@ -219,6 +219,19 @@ def test_an_episode_succeeded_if_it_ever_did(at: int, expected: bool) -> None:
     assert [info.get("is_success") for info in infos] == [None, None, None, expected] * 2
 
 
+@pytest.mark.parametrize("at", [1, 4, 5])
+def test_a_task_may_repeat_its_actions(at: int) -> None:
+    env: Any = make_multitask_vec_env(Task(Echo, env_kwargs=dict(length=5, success_at=at), action_repeat=3))
+    env.reset()
+    steps = [env.step(np.full((1, 1), value)) for value in (0.5, -0.25)]
+    assert [step[1][0] for step in steps] == [1.5, -0.5] and [step[2][0] for step in steps] == [False, True]
+    assert [step[3][0]["success"] for step in steps] == [float(at == 1), float(at > 3)]
+    assert steps[1][3][0]["is_success"]
+    assert env.envs[0].unwrapped.received == [0.5] * 3 + [-0.25] * 2
+    with pytest.raises(ValueError, match="repeat=0"):
+        make_multitask_vec_env(Task(Echo, action_repeat=0))
+
+
 def test_success_is_left_out_where_no_task_says_so() -> None:
     env = make_multitask_vec_env(SMALL)
     env.reset()

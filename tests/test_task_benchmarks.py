@@ -1,5 +1,6 @@
 """The benchmarks over sets of tasks: rows, tasks that a model takes in, and what the tables make of them."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,13 @@ def run(tmp_path: Path, env_id: str, *options: str, steps: int = 2_000) -> list[
     grown = [word for word in options if word in ("all", "new")]
     label = f"m3po-t,grown-{grown[0]}" if grown else "m3po-t"
     return read_rows(tmp_path / label / f"{benchmark.stem(env_id, 0)}.csv")
+
+
+def test_steps_are_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    twice = [replace(task, action_repeat=2) for task in tasks_of("small")]
+    monkeypatch.setitem(task_sets.TASK_SETS, "small", lambda: twice)
+    rows = run(tmp_path, "small")
+    assert [int(row["steps"]) for row in rows[::3]] == [1_002, 2_004]
 
 
 def test_parts_of_a_set() -> None:

@@ -23,12 +23,16 @@ class ActionRepeat(gym.Wrapper):
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """
         :param action: As the environment takes it
-        :return: What the last frame gave, and the sum of the rewards; fewer frames where the episode ends before
+        :return: What the last frame gave, and the sum of the rewards; fewer frames where the episode ends before. Its
+            ``info["success"]``, where there is one (Meta-World), is the highest of the frames
         """
-        total = 0.0
+        total, successes = 0.0, []
         for _ in range(self.repeat):
             observation, reward, terminated, truncated, info = self.env.step(action)
             total += float(reward)
+            successes += [info["success"]] if "success" in info else []
             if terminated or truncated:
                 break
+        if successes:
+            info["success"] = max(successes)
         return observation, total, terminated, truncated, info

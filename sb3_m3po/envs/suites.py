@@ -11,6 +11,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import TransformObservation
 
+from sb3_m3po.envs.action_repeat import ActionRepeat
+
 #: The suite ``"dm_control/easy"``: tasks of the DeepMind Control Suite, of different sizes
 DM_CONTROL_EASY = (
     "dm_control/cartpole-balance-v0",
@@ -40,12 +42,14 @@ class Task:
     :param name: Under which it is logged; by default what stands behind the last ``/`` of the id
     :param gamma: Its discount factor; ``None`` for the model's
     :param env_kwargs: Keyword arguments to pass to the environment or the callable
+    :param action_repeat: Frames for which each action is applied, see :class:`~sb3_m3po.envs.ActionRepeat`
     """
 
     env: str | Callable[..., gym.Env]
     name: str | None = None
     gamma: float | None = None
     env_kwargs: dict[str, Any] = field(default_factory=dict)
+    action_repeat: int = 1
 
     def __str__(self) -> str:
         if self.name is not None:
@@ -57,8 +61,12 @@ class Task:
         :param env_kwargs: More of them, for instance ``render_mode``; a callable is given its own only
         :return: A new environment, as it is without padding
         :raises ImportError: if its package is missing
-        :raises ValueError: if there is no such environment
+        :raises ValueError: if there is no such environment, or less than one frame for an action
         """
+        env = self._make(**env_kwargs)
+        return env if self.action_repeat == 1 else ActionRepeat(env, self.action_repeat)
+
+    def _make(self, **env_kwargs: Any) -> gym.Env:
         if not isinstance(self.env, str):
             return self.env(**self.env_kwargs)
         kwargs = {**self.env_kwargs, **env_kwargs}
