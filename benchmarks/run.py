@@ -462,7 +462,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", required=True, help="id of the environment")
-    parser.add_argument("--steps", type=int, required=True, help="budget in environment steps (frames where actions are repeated)")
+    parser.add_argument("--steps", type=int, required=True, help="budget in environment steps (frames)")
     add_settings_arguments(parser)
     args = parser.parse_args(argv)
     if args.jobs == 1 or len(args.seeds) == 1:
