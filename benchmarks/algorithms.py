@@ -14,7 +14,10 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
-ALGORITHMS = {"m3po": "sb3_m3po:M3PO", "ppo": "stable_baselines3:PPO", "sac": "stable_baselines3:SAC"}
+ALGORITHMS = {
+    **{"m3po": "sb3_m3po:M3PO", "ppo": "stable_baselines3:PPO", "sac": "stable_baselines3:SAC"},
+    **{"tqc": "sb3_contrib:TQC", "crossq": "sb3_contrib:CrossQ"},
+}
 _NOT_SUPPORTED = ("env_wrapper", "vec_env_wrapper", "frame_stack", "callback", "noise_type")
 
 
@@ -63,18 +66,33 @@ def zoo_settings(algorithm: str, env_id: str) -> Settings:
     :param env_id: id of the environment; ``HalfCheetah-v5`` finds ``HalfCheetah-v4``
     :return: the settings, ``normalize`` included
     """
-    entries = yaml.safe_load((files("rl_zoo3") / "hyperparams" / f"{algorithm}.yml").read_text())
-    stem, _, version = env_id.rpartition("-v")
-    names = [f"{stem}-v{older}" for older in range(int(version), -1, -1)]
-    entry = next((dict(entries[name]) for name in names if name in entries), None)
-    if entry is None:
-        raise ValueError(f"rl-zoo3 has no {algorithm} settings for {env_id}: run without --zoo")
+    entry = _zoo_entry(algorithm, env_id)
     if unsupported := [key for key in _NOT_SUPPORTED if entry.get(key)]:
         raise ValueError(f"rl-zoo3's {algorithm} settings for {env_id} use {unsupported}, which this harness does not")
     settings = Settings(n_envs=int(entry.pop("n_envs", 1)), normalize=_normalize(entry.pop("normalize", None), entry))
     dropped = {"n_timesteps", "policy", *_NOT_SUPPORTED}
     settings.kwargs = {key: zoo_value(value) for key, value in entry.items() if key not in dropped}
     return settings
+
+
+def zoo_steps(algorithm: str, env_id: str) -> int:
+    """
+    :param algorithm: name of a file in the zoo, for example ``ppo``
+    :param env_id: id of the environment
+    :return: environment steps for which rl-zoo3 trains it
+    """
+    return int(_zoo_entry(algorithm, env_id)["n_timesteps"])
+
+
+def _zoo_entry(algorithm: str, env_id: str) -> dict[str, Any]:
+    """The zoo's own settings for an environment, or for an older version of it."""
+    entries = yaml.safe_load((files("rl_zoo3") / "hyperparams" / f"{algorithm}.yml").read_text())
+    stem, _, version = env_id.rpartition("-v")
+    names = [f"{stem}-v{older}" for older in range(int(version), -1, -1)]
+    entry = next((dict(entries[name]) for name in names if name in entries), None)
+    if entry is None:
+        raise ValueError(f"rl-zoo3 has no {algorithm} settings for {env_id}: run without --zoo")
+    return entry
 
 
 def _normalize(value: Any, entry: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,5 +1,5 @@
 """
-Measure what a uniformly random policy scores on the environments of the table and of the sets of tasks, and how slow vector
+Measure what a uniformly random policy scores on the environments of the table, of the suites and of the sets of tasks, and how slow vector
 observations are.
 
 ``python -m benchmarks.random_baseline``
@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks.envs import vec_env
 from benchmarks.record import RANDOM_CSV, commit, machine, read_rows, write_rows
+from benchmarks.suites import ENVIRONMENTS
 from benchmarks.targets import TARGETS
 from benchmarks.task_sets import is_task_set, name_of, task_vec_env, tasks_of
 
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--envs", nargs="+", help="some of them; the other rows stay")
     args = parser.parse_args(argv)
-    names = [target.env_id for target in TARGETS]
+    names = list(dict.fromkeys(row.env_id for row in (*TARGETS, *ENVIRONMENTS)))
     names += [f"{name}:{name_of(task)}" for name in SETS for task in tasks_of(name)]
     rows = [row for row in read_rows(RANDOM_CSV) if args.envs and row["env"] not in args.envs]
     rows += [measure(name, args.episodes) for name in args.envs or names]  # type: ignore[misc]

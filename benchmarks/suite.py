@@ -1,14 +1,15 @@
 """
-Run the whole table, the longest runs first; the same command goes on after a kill.
+Run whole suites, the longest runs first; the same command goes on after a kill. Says before it starts how long it will take.
 
-``nice -n 10 python -m benchmarks.suite --jobs 2``
+``nice -n 10 python -m benchmarks.suite table --jobs 2`` runs the rows of ``benchmarks.table``,
+``python -m benchmarks.suite classic mujoco dmc --seeds 0 1 2 3 4`` the suites that ``benchmarks.report`` compares.
 """
 
 import argparse
 import sys
 
 from benchmarks.run import add_settings_arguments, run_commands, settings_options
-from benchmarks.targets import TARGETS
+from benchmarks.suites import SUITES, budgets, core_hours
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -16,18 +17,26 @@ def main(argv: list[str] | None = None) -> None:
     :param argv: the command line, ``sys.argv`` by default
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--envs", nargs="+", default=[target.env_id for target in TARGETS], help="some of the table's rows")
+    parser.add_argument("suites", nargs="*", default=["table"], help=f"some of table, {', '.join(SUITES)}, off-policy")
+    parser.add_argument("--envs", nargs="+", help="some of their environments")
+    parser.add_argument("--dry-run", action="store_true", help="only say how long it will take")
     add_settings_arguments(parser)
     args = parser.parse_args(argv)
-    targets = [target for target in TARGETS if target.env_id in args.envs]
-    if unknown := set(args.envs) - {target.env_id for target in targets}:
-        parser.error(f"not in the table: {sorted(unknown)}")
-    runs = [(target, seed) for target in targets for seed in args.seeds]
-    runs.sort(key=lambda run: run[0].until * run[0].cost, reverse=True)
+    if unknown := set(args.suites) - {"table", *SUITES, "off-policy"}:
+        parser.error(f"unknown suites {sorted(unknown)}: there are table, {', '.join(SUITES)} and off-policy")
+    steps = {env_id: n for suite in args.suites for env_id, n in budgets(suite, args.algo, args.zoo).items()}
+    if unknown := set(args.envs or ()) - set(steps):
+        parser.error(f"not in {', '.join(args.suites)}: {sorted(unknown)}")
+    runs = [(env_id, seed) for env_id in args.envs or steps for seed in args.seeds]
+    hours = {env_id: core_hours(args.algo, env_id, n) for env_id, n in steps.items()}
+    runs.sort(key=lambda run: hours[run[0]], reverse=True)
+    print(f"{len(runs)} runs, about {sum(hours[env_id] for env_id, _ in runs):.1f} core-hours", flush=True)
+    if args.dry_run:
+        return
     options = settings_options(args)
     commands = [
-        ["benchmarks.run", "--env", target.env_id, "--steps", str(target.until), "--seeds", str(seed), *options]
-        for target, seed in runs
+        ["benchmarks.run", "--env", env_id, "--steps", str(steps[env_id]), "--seeds", str(seed), *options]
+        for env_id, seed in runs
     ]
     sys.exit(min(run_commands(commands, args.jobs), 1))
 

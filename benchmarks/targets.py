@@ -11,14 +11,12 @@ class Target(NamedTuple):
     :param bar: return to reach, as the mean over seeds of the last three evaluations
     :param within: environment steps (frames where actions are repeated) until which it must be reached
     :param until: environment steps until which training goes on; each evaluation after ``within`` must hold the bar
-    :param cost: rough relative cost of a step, used to start the longest runs first
     """
 
     env_id: str
     bar: float
     within: int
     until: int
-    cost: float = 1.0
 
 
 TARGETS = (
@@ -28,7 +26,7 @@ TARGETS = (
     Target("LunarLander-v3", 200.0, 60_000, 60_000),
     Target("HalfCheetah-v5", 2_500.0, 20_000, 20_000),
     Target("Hopper-v5", 1_500.0, 60_000, 60_000),
-    Target("dm_control/cartpole-swingup-v0", 800.0, 50_000, 50_000, cost=0.55),
-    Target("dm_control/walker-walk-v0", 800.0, 50_000, 50_000, cost=0.6),
-    Target("MiniGrid-Empty-5x5-v0", 0.9, 10_000, 10_000, cost=4.0),
+    Target("dm_control/cartpole-swingup-v0", 800.0, 50_000, 50_000),
+    Target("dm_control/walker-walk-v0", 800.0, 50_000, 50_000),
+    Target("MiniGrid-Empty-5x5-v0", 0.9, 10_000, 10_000),
 )

@@ -179,7 +179,7 @@ class Learner:
             parameter.grad = None
         loss.backward()
         gradients = [parameter.grad for parameter in learned if parameter.grad is not None]
-        norm = th.cat([gradient.flatten() for gradient in gradients]).norm()
+        norm = th.stack(th._foreach_norm(gradients)).norm()
         if not norm <= self.max_grad_norm:
             th._foreach_mul_(gradients, self.max_grad_norm / (norm + 1e-6))
         optimizer.step()

@@ -1,0 +1,79 @@
+"""The comparison with other agents: scores, steps and seconds to a score, and that it is drawn from CSV files alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import report, suite
+from benchmarks.record import write_rows
+from benchmarks.report import Curve, Results, interquartile_mean
+from benchmarks.run import COLUMNS, stem
+from benchmarks.suites import ENVIRONMENTS, budgets, core_hours
+
+
+def test_steps_and_seconds_to_a_score_lie_between_evaluations():
+    curve = Curve(np.array([10, 20, 30]), np.array([[0.0, 0.4, 0.8], [0.2, 0.6, 1.0]]), np.array([[1.0, 2, 4], [3, 4, 6]]))
+    assert curve.mean == pytest.approx([0.1, 0.5, 0.9])
+    assert curve.steps_to(0.5) == 20
+    assert curve.steps_to(0.7) == pytest.approx(25)
+    assert curve.seconds_to(0.7) == pytest.approx(4)
+    assert curve.steps_to(0.05) == pytest.approx(5), "a random policy scores 0 at 0 steps"
+    assert curve.steps_to(0.95) == curve.seconds_to(0.95) == np.inf
+    assert curve.at(29) == pytest.approx([0.4, 0.6])
+
+
+def test_interquartile_mean_leaves_out_the_outer_quarters():
+    scores = np.array([[-100.0, 1, 2, 100], [-100, 1, 2, 100]])
+    mean, low, high = interquartile_mean(scores)
+    assert low <= mean == pytest.approx(1.5) <= high
+
+
+def record(folder: Path, label: str, env_id: str, seed: int, returns: list[float], interval: int, cpu: float) -> None:
+    """Rows of a run with these returns, one evaluation after each interval."""
+    algo, _, variant = label.partition("-")
+    rows = [dict.fromkeys(COLUMNS, 0) | {"algo": algo, "variant": variant, "env": env_id, "seed": seed} for _ in returns]
+    for i, (row, mean) in enumerate(zip(rows, returns, strict=True)):
+        row |= {"steps": interval * (i + 1), "mean_reward": mean, "cpu_seconds": cpu * (i + 1)}
+    write_rows(folder / label / f"{stem(env_id, seed)}.csv", rows, COLUMNS)
+
+
+def test_report_is_made_from_csv_files_alone(tmp_path, capsys):
+    low, high = Results(tmp_path).random["Pendulum-v1"], -157.0
+    returns = [low + share * (high - low) for share in (0.5, 1.0, 1.0, 1.0)]
+    for seed in (0, 1):
+        record(tmp_path, report.M3PO, "Pendulum-v1", seed, returns, 25_000, 100.0)
+        record(tmp_path, report.PPO, "Pendulum-v1", seed, returns, 250_000, 25.0)
+        record(tmp_path, report.PPO, "Hopper-v5", seed, [15.5482] * 4, 250_000, 25.0)
+        record(tmp_path, report.M3PO, "Hopper-v5", seed, [15.5482] * 4, 25_000, 25.0)
+        record(tmp_path, report.M3PO, "dm_control/walker-walk-v0", seed, [900.0] * 4, 25_000, 25.0)
+    report.main(["--results", str(tmp_path), "--out", str(tmp_path / "report")])
+    text = (tmp_path / "report" / "tables.md").read_text()
+    assert text.split("\n\n", 1)[1].strip() == capsys.readouterr().out.strip()
+    # The running mean is 0.5, 0.75, 0.83, 1: 0.95 lies at 0.7 of the way from the third to the fourth evaluation
+    assert "| Pendulum-v1 | ppo-zoo | 1.00 | 925,000 | 92,500 | 10.0 | 92 | 370 | 4.00 |" in text
+    assert "| **median** |  |  |  |  | **10.0** |  |  | **4.00** |" in text
+    assert "Not compared, because the opponent ends below 0.1: Hopper-v5 (ppo-zoo: 0.00)." in text
+    assert "| dm_control/walker-walk-v0 | 0.896 | 0.960 | 0.886 | not in 100,000 | 0.0 |" in text
+    assert {path.suffix for path in (tmp_path / "report").iterdir()} == {".md", ".png"}
+
+
+def test_a_batch_says_how_long_it_takes_before_it_starts(capsys):
+    suite.main(["classic", "--algo", "ppo", "--zoo", "--seeds", "0", "1", "--dry-run"])
+    hours = 2 * sum(core_hours("ppo", env_id, steps) for env_id, steps in budgets("classic", "ppo", zoo=True).items())
+    assert capsys.readouterr().out == f"12 runs, about {hours:.1f} core-hours\n"
+    assert budgets("classic", "ppo", zoo=True)["MountainCarContinuous-v0"] == 20_000
+    assert set(budgets("off-policy", "sac", zoo=False).values()) == {100_000}
+
+
+@pytest.mark.parametrize("options", [["atari"], ["classic", "--envs", "Hopper-v5"]])
+def test_a_batch_of_unknown_environments_is_refused(options, capsys):
+    with pytest.raises(SystemExit):
+        suite.main([*options, "--dry-run"])
+    assert options[-1] in capsys.readouterr().err
+
+
+def test_every_environment_has_a_random_score_and_a_reference_above_it():
+    results = Results(Path())
+    for environment in ENVIRONMENTS:
+        assert results.random[environment.env_id] < environment.reference
