@@ -19,7 +19,7 @@ export MPLBACKEND ?= Agg
 .DEFAULT_GOAL = help
 # A recipe that fails leaves no stamp behind
 .DELETE_ON_ERROR:
-.PHONY: help demo test format lint check-format type docs conformance conformance-zoo benchmark build clean distclean
+.PHONY: help demo test format lint check-format type docs conformance conformance-zoo benchmark benchmark-report build clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ conformance-zoo: $(VENV)/.tests ## run rl-zoo3's own tests with m3po
 
 benchmark: $(VENV)/.tests ## time updates, predictions and planned steps
 	$(BIN)/python -m benchmarks.speed
+
+benchmark-report: $(VENV)/.tests ## make the tables and figures of benchmarks/report from the committed results
+	$(BIN)/python -m benchmarks.report
 
 build: $(VENV)/.dev ## make the source distribution and the wheel in dist/
 	$(BIN)/python -m build

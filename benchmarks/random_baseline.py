@@ -1,6 +1,6 @@
 """
-Measure what a uniformly random policy scores on the environments of the table, of the suites and of the sets of tasks, and how slow vector
-observations are.
+Measure what a uniformly random policy scores on the environments of the table, of the suites and of the sets of tasks, and
+how slow vector observations are.
 
 ``python -m benchmarks.random_baseline``
 """

@@ -26,7 +26,8 @@ def test_steps_and_seconds_to_a_score_lie_between_evaluations():
 def test_interquartile_mean_leaves_out_the_outer_quarters():
     scores = np.array([[-100.0, 1, 2, 100], [-100, 1, 2, 100]])
     mean, low, high = interquartile_mean(scores)
-    assert low <= mean == pytest.approx(1.5) <= high
+    assert mean == pytest.approx(1.5)
+    assert low <= mean <= high
 
 
 def record(folder: Path, label: str, env_id: str, seed: int, returns: list[float], interval: int, cpu: float) -> None:
