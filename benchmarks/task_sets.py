@@ -19,6 +19,10 @@ from sb3_m3po.envs.vec_env import find_layout
 
 #: Frames per decision: Meta-World's hand moves a centimetre at most in a frame, and what one such step is worth hardly shows
 META_WORLD_ACTION_REPEAT = 4
+#: Frames per episode, as in the published runs of BRC and TD-MPC2; Meta-World's own 500 are spent where the hand got stuck
+META_WORLD_EPISODE = 200
+#: Of its 50 decisions; others learn with a discount factor of their own
+META_WORLD_GAMMA = 0.97
 _FAMILY = tuple(
     f"dm_control/{name}-v0" for name in ("walker-stand", "walker-walk", "walker-run", "cartpole-balance", "cartpole-swingup")
 )
@@ -29,8 +33,17 @@ def _repeated(ids: tuple[str, ...]) -> list[Task]:
     return [Task(env_id, action_repeat=DM_CONTROL_ACTION_REPEAT) for env_id in ids]
 
 
+def _meta_world(task: Task) -> Task:
+    return replace(
+        task,
+        action_repeat=META_WORLD_ACTION_REPEAT,
+        gamma=META_WORLD_GAMMA,
+        env_kwargs={"max_episode_steps": META_WORLD_EPISODE},
+    )
+
+
 TASK_SETS: dict[str, Callable[[], list[Task]]] = {
-    "mt10": lambda: [replace(task, action_repeat=META_WORLD_ACTION_REPEAT) for task in expand("Meta-World/MT10")],
+    "mt10": lambda: list(map(_meta_world, expand("Meta-World/MT10"))),
     "dm-mix": lambda: _repeated(DM_CONTROL_EASY),
     "dm-family": lambda: _repeated(_FAMILY),
     # Of these the single-task runs are
