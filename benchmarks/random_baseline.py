@@ -85,7 +85,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--envs", nargs="+", help="some of them; the other rows stay")
     args = parser.parse_args(argv)
-    names = list(dict.fromkeys(row.env_id for row in (*TARGETS, *ENVIRONMENTS)))
+    names = [target.env_id for target in TARGETS]
+    names += [environment.env_id for environment in ENVIRONMENTS if environment.env_id not in names]
     names += [f"{name}:{name_of(task)}" for name in SETS for task in tasks_of(name)]
     rows = [row for row in read_rows(RANDOM_CSV) if args.envs and row["env"] not in args.envs]
     rows += [measure(name, args.episodes) for name in args.envs or names]  # type: ignore[misc]

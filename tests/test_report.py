@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import report, suite
+from benchmarks import ablations, report, suite
 from benchmarks.record import write_rows
 from benchmarks.report import Curve, Results, interquartile_mean
 from benchmarks.run import COLUMNS, stem
@@ -78,3 +78,32 @@ def test_every_environment_has_a_random_score_and_a_reference_above_it():
     results = Results(Path())
     for environment in ENVIRONMENTS:
         assert results.random[environment.env_id] < environment.reference
+
+
+def test_ablations_change_one_thing_and_run_the_defaults_once():
+    runs = [command for _, command in ablations.commands(list(ablations.PARTS), [0])]
+    names = {command[command.index("--name") + 1]: command for command in runs}
+    assert len(runs) == len(names) * len(ablations.ENV_IDS)
+    assert names["ablation"][-2:] == ["--name", "ablation"]
+    assert names["ablation,trust_region=none-256"][-4:] == ["-p", "target_kl:None", "-p", "sync_interval:256"]
+    for part, value in ablations.DEFAULTS.items():
+        assert value in ablations.PARTS[part]
+
+
+def test_ablations_are_told_from_csv_files(tmp_path, capsys):
+    for env_id in ablations.ENV_IDS:
+        random, reference = (getattr(Results(tmp_path), name)[env_id] for name in ("random", "reference"))
+        for seed, share in ((0, 0.4), (1, 0.6)):
+            returns = [random + share * (reference - random)] * 3
+            record(tmp_path, "m3po-ablation", env_id, seed, returns, 10_000, 1.0)
+            record(tmp_path, "m3po-ablation,critics=5", env_id, seed, [2 * x - random for x in returns], 10_000, 1.0)
+    options = ["--only", "critics", "--dry-run", "--results", str(tmp_path), "--images", str(tmp_path)]
+    with pytest.raises(SystemExit) as stop:
+        ablations.main(options)
+    assert stop.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == [
+        "| 2 (default) | " + "0.50 (0.40 to 0.60) | " * 4 + "0.500 |",
+        "| 5 | " + "1.00 (0.80 to 1.20) | " * 4 + "1.000 |",
+    ]
+    assert (tmp_path / "ablation-critics.png").exists()

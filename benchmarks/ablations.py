@@ -1,0 +1,160 @@
+"""
+One change at a time on four environments of different kinds: what each default is worth.
+
+``python -m benchmarks.ablations --jobs 2`` runs what is missing, then prints the tables and draws the figures of all there is;
+``--only trust_region planner`` does so for some parts, ``--dry-run`` without running anything.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+
+from benchmarks.record import RESULTS
+from benchmarks.report import Results
+from benchmarks.run import run_commands
+from benchmarks.suites import core_hours
+
+#: Dense and continuous, discrete, slow to start, sparse
+ENV_IDS = ("HalfCheetah-v5", "LunarLander-v3", "dm_control/walker-walk-v0", "dm_control/cartpole-swingup_sparse-v0")
+STEPS = 30_000
+IMAGES = Path("docs/images")
+#: Part -> what is changed -> the options that change it; the defaults have none
+PARTS: dict[str, dict[str, list[str]]] = {
+    "trust_region": {
+        f"{kl or 'none'}, {period}": ["-p", f"target_kl:{kl}", "-p", f"sync_interval:{period}"]
+        for kl in (0.1, 0.3, 1.0, None)
+        for period in (128, 256)
+    },
+    "planner": {
+        "none": [],
+        "collect": ["-p", "plan_rollouts:True"],
+        "predict": ["--eval-planning", "32", "1"],
+        "both": ["-p", "plan_rollouts:True", "--eval-planning", "32", "1"],
+    },
+    "critics": {str(n): ["-p", f"policy_kwargs.n_critics:{n}"] for n in (2, 5, 10)},
+    "bonus": {str(coef): ["-p", f"bonus_coef:{coef}"] for coef in (0.0, 0.1, 0.3)},
+    "utd": {str(ratio): ["-p", f"utd_ratio:{ratio}"] for ratio in (0.125, 0.25, 0.5, 1.0)},
+    "envs": {str(n): ["--n-envs", str(n)] for n in (1, 16, 256)},
+    "learning_rate": {"0.002 to 0.0002": [], **{str(rate): ["-p", f"learning_rate:{rate}"] for rate in (0.001, 0.002, 0.004)}},
+}
+#: What of these are the defaults
+DEFAULTS = {
+    **{"trust_region": "1.0, 128", "planner": "none", "critics": "2", "bonus": "0.0", "utd": "1.0", "envs": "1"},
+    "learning_rate": "0.002 to 0.0002",
+}
+
+
+def variant(part: str, value: str) -> str:
+    """
+    :param part: a key of ``PARTS``
+    :param value: one of its values
+    :return: what the settings are called in the results
+    """
+    return "ablation" if DEFAULTS.get(part) == value else f"ablation,{part}={value.replace(', ', '-')}"
+
+
+def commands(parts: list[str], seeds: list[int]) -> list[tuple[str, list[str]]]:
+    """
+    :param parts: keys of ``PARTS``
+    :param seeds: seeds of each run
+    :return: environment and arguments of ``python -m`` of each run; the defaults once
+    """
+    found: dict[tuple[str, str, int], list[str]] = {}
+    for part in parts:
+        for value, options in PARTS[part].items():
+            name = variant(part, value)
+            for env_id in ENV_IDS:
+                for seed in seeds:
+                    run = ["benchmarks.run", "--env", env_id, "--steps", str(STEPS), "--seeds", str(seed), "--name", name]
+                    found[name, env_id, seed] = run + (options if name != "ablation" else [])
+    return [(env_id, command) for (_, env_id, _), command in found.items()]
+
+
+def scores(results: Results, part: str) -> dict[str, np.ndarray]:
+    """
+    :param results: what was measured
+    :param part: a key of ``PARTS``
+    :return: by value, the last score of each seed and environment, normalised, shape ``(n_seeds, n_environments)``; values
+        without runs in all environments are left out
+    """
+    found = {}
+    for value in PARTS[part]:
+        curves = [results.curve(f"m3po-{variant(part, value)}", env_id) for env_id in ENV_IDS]
+        whole = [curve for curve in curves if curve is not None]
+        if len(whole) == len(ENV_IDS):
+            n_seeds = min(len(curve.scores) for curve in whole)
+            found[value] = np.stack([curve.scores[:n_seeds, -1] for curve in whole], 1)
+    return found
+
+
+def table(part: str, found: dict[str, np.ndarray]) -> str:
+    """
+    :param part: a key of ``PARTS``
+    :param found: its scores
+    :return: a table of markdown
+    """
+    names = [env_id.removeprefix("dm_control/") for env_id in ENV_IDS]
+    lines = [f"| {part} | {' | '.join(names)} | mean |", "| --- " * (2 + len(names)) + "|"]
+    for value, part_scores in found.items():
+        cells = [f"{mean:.2f} ({low:.2f} to {high:.2f})" for mean, low, high in _spread(part_scores)]
+        star = " (default)" if DEFAULTS.get(part) == value else ""
+        lines.append(f"| {value}{star} | {' | '.join(cells)} | {part_scores.mean():.3f} |")
+    return "\n".join(lines)
+
+
+def _spread(part_scores: np.ndarray) -> list[tuple[float, float, float]]:
+    """Mean, lowest and highest seed of each environment."""
+    return list(zip(part_scores.mean(0), part_scores.min(0), part_scores.max(0), strict=True))
+
+
+def figure(part: str, found: dict[str, np.ndarray], path: Path) -> None:
+    """
+    Draw the scores of a part, one panel for each environment, a point for each seed.
+
+    :param part: a key of ``PARTS``
+    :param found: its scores
+    :param path: of the picture
+    """
+    picture, axes = plt.subplots(1, len(ENV_IDS), figsize=(13, 2.8), layout="constrained")
+    for i, (axis, env_id) in enumerate(zip(axes, ENV_IDS, strict=True)):
+        axis.bar(list(found), [part_scores[:, i].mean() for part_scores in found.values()], color="lightsteelblue")
+        for x, part_scores in enumerate(found.values()):
+            axis.plot([x] * len(part_scores), part_scores[:, i], "k.", alpha=0.6)
+        axis.set_title(env_id.removeprefix("dm_control/"))
+        axis.tick_params("x", rotation=45)
+    axes[0].set_ylabel(f"score at {STEPS:,} steps")
+    picture.savefig(path, dpi=70)
+    plt.close(picture)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """
+    :param argv: the command line, ``sys.argv`` by default
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process with one thread")
+    parser.add_argument("--dry-run", action="store_true", help="only print and draw what there is")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--images", type=Path, default=IMAGES)
+    args = parser.parse_args(argv)
+    runs = commands(args.only, args.seeds)
+    hours = sum(core_hours("m3po", env_id, STEPS) for env_id, _ in runs)
+    print(f"{len(runs)} runs, about {hours:.1f} core-hours", flush=True)
+    failed = 0 if args.dry_run else run_commands([[*run, "--out", str(args.results)] for _, run in runs], args.jobs)
+    matplotlib.use("Agg")
+    for part in args.only:
+        if found := scores(Results(args.results), part):
+            print("\n" + table(part, found))
+            args.images.mkdir(parents=True, exist_ok=True)
+            figure(part, found, args.images / f"ablation-{part.replace('_', '-')}.png")
+    sys.exit(min(failed, 1))
+
+
+if __name__ == "__main__":
+    main()
