@@ -35,6 +35,7 @@ PARTS: dict[str, dict[str, list[str]]] = {
         "predict": ["--eval-planning", "32", "1"],
         "both": ["-p", "plan_rollouts:True", "--eval-planning", "32", "1"],
     },
+    "world_model": {"on": [], "off": ["--algo", "benchmarks.model_free:ModelFree"]},
     "critics": {str(n): ["-p", f"policy_kwargs.n_critics:{n}"] for n in (2, 5, 10)},
     "bonus": {str(coef): ["-p", f"bonus_coef:{coef}"] for coef in (0.0, 0.1, 0.3)},
     "utd": {str(ratio): ["-p", f"utd_ratio:{ratio}"] for ratio in (0.125, 0.25, 0.5, 1.0)},
@@ -44,7 +45,7 @@ PARTS: dict[str, dict[str, list[str]]] = {
 #: What of these are the defaults
 DEFAULTS = {
     **{"trust_region": "1.0, 128", "planner": "none", "critics": "2", "bonus": "0.0", "utd": "1.0", "envs": "1"},
-    "learning_rate": "0.002 to 0.0002",
+    **{"world_model": "on", "learning_rate": "0.002 to 0.0002"},
 }
 
 
@@ -55,6 +56,17 @@ def variant(part: str, value: str) -> str:
     :return: what the settings are called in the results
     """
     return "ablation" if DEFAULTS.get(part) == value else f"ablation,{part}={value.replace(', ', '-')}"
+
+
+def label(part: str, value: str) -> str:
+    """
+    :param part: a key of ``PARTS``
+    :param value: one of its values
+    :return: what the folder of its results is called
+    """
+    options = PARTS[part][value]
+    algo = options[options.index("--algo") + 1].rpartition(":")[-1] if "--algo" in options else "m3po"
+    return f"{algo}-{variant(part, value)}"
 
 
 def commands(parts: list[str], seeds: list[int]) -> list[tuple[str, list[str]]]:
@@ -83,7 +95,7 @@ def scores(results: Results, part: str) -> dict[str, np.ndarray]:
     """
     found = {}
     for value in PARTS[part]:
-        curves = [results.curve(f"m3po-{variant(part, value)}", env_id) for env_id in ENV_IDS]
+        curves = [results.curve(label(part, value), env_id) for env_id in ENV_IDS]
         whole = [curve for curve in curves if curve is not None]
         if len(whole) == len(ENV_IDS):
             n_seeds = min(len(curve.scores) for curve in whole)

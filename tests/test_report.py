@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import ablations, report, suite
+from benchmarks.model_free import ModelFree
 from benchmarks.record import write_rows
 from benchmarks.report import Curve, Results, interquartile_mean
 from benchmarks.run import COLUMNS, stem
@@ -86,6 +87,7 @@ def test_ablations_change_one_thing_and_run_the_defaults_once():
     assert len(runs) == len(names) * len(ablations.ENV_IDS)
     assert names["ablation"][-2:] == ["--name", "ablation"]
     assert names["ablation,trust_region=none-256"][-4:] == ["-p", "target_kl:None", "-p", "sync_interval:256"]
+    assert ablations.label("world_model", "off") == "ModelFree-ablation,world_model=off"
     for part, value in ablations.DEFAULTS.items():
         assert value in ablations.PARTS[part]
 
@@ -107,3 +109,14 @@ def test_ablations_are_told_from_csv_files(tmp_path, capsys):
         "| 5 | " + "1.00 (0.80 to 1.20) | " * 4 + "1.000 |",
     ]
     assert (tmp_path / "ablation-critics.png").exists()
+
+
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1"])
+def test_without_its_world_model_the_encoder_learns_from_the_critics(env_id):
+    model = ModelFree("MlpPolicy", env_id, learning_starts=128, batch_size=32, sync_interval=32, seed=0, device="cpu")
+    before = {name: value.clone() for name, value in model.policy.world_model.named_parameters()}
+    model.learn(512)
+    moved = {name for name, value in model.policy.world_model.named_parameters() if not value.equal(before[name])}
+    assert any(name.startswith("encoder") for name in moved) and any(name.startswith("critics") for name in moved)
+    assert any(name.startswith("trunk") for name in moved) == (env_id == "Pendulum-v1")
+    assert not any(name.startswith(("heads", "value")) for name in moved), "nothing else learns what the model would predict"

@@ -1,0 +1,49 @@
+"""M3PO without its world model, to measure what that is worth: the encoder learns from the critics' errors alone."""
+
+from dataclasses import fields
+
+import numpy as np
+import torch as th
+
+from sb3_m3po import M3PO
+from sb3_m3po.batches import Frozen, Sequences
+from sb3_m3po.learner import Learner, Means
+from sb3_m3po.losses import critic_loss
+from sb3_m3po.math import two_hot
+
+
+class ModelFreeLearner(Learner):
+    """Its phase A fits encoder and features to the critics' targets; the critics themselves learn in phase B, as ever."""
+
+    def _valued(self, batch: Sequences, value_steps: np.ndarray) -> np.ndarray:
+        return self._bootstraps(batch, slice(None))
+
+    def fit_world_model(self, batch: Sequences, value_steps: np.ndarray, frozen: Frozen) -> dict[str, float]:
+        """
+        :param batch: ``n_updates * batch_size`` sequences of ``horizon`` steps, of which all rewards are summed
+        :param value_steps: Not read
+        :param frozen: What the frozen copies say of them
+        :return: Mean loss and norm of the gradient, by ``world_model/name``
+        """
+        policy, model, means, n_step = self.policy, self.policy.world_model, Means(), self._n_step(batch)
+        learned = [p for group in policy.model_optimizer.param_groups for p in group["params"]]
+        bootstrap = frozen.value[frozen.rows(self._valued(batch, value_steps))]
+        targets = two_hot(n_step.rewards + n_step.discount * bootstrap, model.bins)
+        for columns in self._updates(len(targets)):
+            z, a = policy.encode(self._observations(batch.states[0, columns])), batch.actions[0, columns]
+            if model.codec.enumerable:
+                chosen = (a @ model.codec.joint_inputs.T).argmax(-1)  # type: ignore[operator, union-attr]
+                logits = model.critic_logits(z, frozen=True)[:, th.arange(len(z), device=z.device), chosen]
+            else:
+                logits = model.critic_logits(model.features(z, a), frozen=True)
+            loss = critic_loss(logits, targets[columns])
+            means.add(loss=loss, grad_norm=self._descend(loss, policy.model_optimizer, learned))
+        return means.read("world_model")
+
+
+class ModelFree(M3PO):
+    """:class:`~sb3_m3po.M3PO` that learns by :class:`ModelFreeLearner`; it can't plan, and has no discrepancy bonus."""
+
+    def _learner(self) -> Learner:
+        learner = super()._learner()
+        return ModelFreeLearner(**{field.name: getattr(learner, field.name) for field in fields(learner)})
