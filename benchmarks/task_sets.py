@@ -4,8 +4,7 @@ The sets of tasks of the benchmarks, under names that stand where an environment
 ``mt10`` is a whole set, ``dm:walker-run-v0`` one task of it alone, ``dm-family:-walker-run-v0`` the set without it.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from stable_baselines3.common.vec_env import VecEnv
@@ -17,37 +16,26 @@ from sb3_m3po.envs.padding import action_dim
 from sb3_m3po.envs.suites import expand
 from sb3_m3po.envs.vec_env import find_layout
 
-#: Frames per decision: Meta-World's hand moves a centimetre at most in a frame, and what one such step is worth hardly shows
-META_WORLD_ACTION_REPEAT = 4
-#: Frames per episode, as in the published runs of BRC and TD-MPC2; Meta-World's own 500 are spent where the hand got stuck
-META_WORLD_EPISODE = 200
-#: Of its 50 decisions; others learn with a discount factor of their own
-META_WORLD_GAMMA = 0.97
+#: Four frames per decision: Meta-World's hand moves a centimetre at most in a frame, and what one such step is worth hardly
+#: shows. Episodes of 200 frames, as in the published runs of BRC and TD-MPC2: what is left of its 500 is spent where the hand
+#: got stuck. With 50 decisions in an episode goes a discount factor of 0.97; other algorithms than M3PO have one of their own.
+META_WORLD = Task("Meta-World/MT10", gamma=0.97, env_kwargs={"max_episode_steps": 200}, action_repeat=4)
 _FAMILY = tuple(
     f"dm_control/{name}-v0" for name in ("walker-stand", "walker-walk", "walker-run", "cartpole-balance", "cartpole-swingup")
 )
 
 
-def _repeated(ids: tuple[str, ...]) -> list[Task]:
-    """Tasks of dm_control as the single-task runs have them."""
+def _dm_control(ids: Iterable[str]) -> list[Task]:
+    """Tasks as the single-task runs have them."""
     return [Task(env_id, action_repeat=DM_CONTROL_ACTION_REPEAT) for env_id in ids]
 
 
-def _meta_world(task: Task) -> Task:
-    return replace(
-        task,
-        action_repeat=META_WORLD_ACTION_REPEAT,
-        gamma=META_WORLD_GAMMA,
-        env_kwargs={"max_episode_steps": META_WORLD_EPISODE},
-    )
-
-
 TASK_SETS: dict[str, Callable[[], list[Task]]] = {
-    "mt10": lambda: list(map(_meta_world, expand("Meta-World/MT10"))),
-    "dm-mix": lambda: _repeated(DM_CONTROL_EASY),
-    "dm-family": lambda: _repeated(_FAMILY),
+    "mt10": lambda: expand(META_WORLD),
+    "dm-mix": lambda: expand(Task("dm_control/easy", action_repeat=DM_CONTROL_ACTION_REPEAT)),
+    "dm-family": lambda: _dm_control(_FAMILY),
     # Of these the single-task runs are
-    "dm": lambda: _repeated(tuple(dict.fromkeys((*DM_CONTROL_EASY, *_FAMILY)))),
+    "dm": lambda: _dm_control(dict.fromkeys((*DM_CONTROL_EASY, *_FAMILY))),
     "discrete-mix": lambda: expand(
         ["CartPole-v1", "Acrobot-v1", "LunarLander-v3", "MiniGrid-Empty-5x5-v0", "MiniGrid-DoorKey-5x5-v0"]
     ),

@@ -7,18 +7,21 @@ os.environ.setdefault("MUJOCO_GL", "disable")
 
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
-from sb3_m3po import M3PO, TaskEvalCallback, TaskScores, evaluate_per_task, make_multitask_vec_env
+from sb3_m3po import M3PO, Task, TaskEvalCallback, TaskScores, evaluate_per_task, make_multitask_vec_env
+
+# A decision every four frames, and episodes of 200 frames: 50 decisions look 30 ahead
+MT10 = Task("Meta-World/MT10", gamma=0.97, env_kwargs={"max_episode_steps": 200}, action_repeat=4)
 
 
-def main(steps: int = 1_000_000, episodes: int = 10, vec_env_cls: type[VecEnv] = SubprocVecEnv) -> TaskScores:
+def main(steps: int = 250_000, episodes: int = 10, vec_env_cls: type[VecEnv] = SubprocVecEnv) -> TaskScores:
     """
-    :param steps: Environment steps to learn from, over all tasks
+    :param steps: Decisions to learn from, over all tasks
     :param episodes: Episodes of each task in the last evaluation
     :param vec_env_cls: ``SubprocVecEnv`` gives each training environment a process of its own
     :return: Returns and successes of each task
     """
-    env = make_multitask_vec_env("Meta-World/MT10", vec_env_cls=vec_env_cls, seed=0)
-    eval_env = make_multitask_vec_env("Meta-World/MT10", seed=1_000)
+    env = make_multitask_vec_env(MT10, vec_env_cls=vec_env_cls, seed=0)
+    eval_env = make_multitask_vec_env(MT10, seed=1_000)
     # Counts calls, of which one steps all ten environments
     callback = TaskEvalCallback(eval_env, eval_freq=5_000, n_eval_episodes=3, best_model_save_path="mt10")
 
@@ -33,4 +36,4 @@ def main(steps: int = 1_000_000, episodes: int = 10, vec_env_cls: type[VecEnv] =
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 250_000)

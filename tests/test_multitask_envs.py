@@ -561,6 +561,7 @@ def test_a_meta_world_suite_has_its_tasks_in_their_order() -> None:
     from sb3_m3po.envs.suites import expand
 
     ten = [str(task) for task in expand("Meta-World/MT10")]
+    assert expand(Task("Meta-World/MT10", gamma=0.9)) == [Task(name, gamma=0.9) for name in ten]
     assert len(ten) == 10 and ten[0] == "Meta-World/reach-v3" and len(expand(["Meta-World/MT50", "Pendulum-v1"])) == 51
 
 

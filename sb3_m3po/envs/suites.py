@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -36,9 +36,10 @@ _GOALS_SEED = 0
 @dataclass(frozen=True)
 class Task:
     """
-    One task, where its id alone does not say enough.
+    One task, where its id alone does not say enough; or all tasks of a suite, with the same settings.
 
-    :param env: A Gymnasium id, a Meta-World task (``"Meta-World/reach-v3"``) or a callable that returns an environment
+    :param env: A Gymnasium id, a Meta-World task (``"Meta-World/reach-v3"``), a suite (``"Meta-World/MT10"``) or a callable
+        that returns an environment
     :param name: Under which it is logged; by default what stands behind the last ``/`` of the id
     :param gamma: Its discount factor; ``None`` for the model's
     :param env_kwargs: Keyword arguments to pass to the environment or the callable
@@ -111,7 +112,9 @@ def expand(tasks: str | Task | Callable[..., gym.Env] | Sequence[Any]) -> list[T
 
 
 def _expand(task: str | Task | Callable[..., gym.Env]) -> Iterator[Task]:
-    if isinstance(task, Task):
+    if isinstance(task, Task) and isinstance(task.env, str):
+        yield from (replace(task, env=one.env) for one in _expand(task.env))
+    elif isinstance(task, Task):
         yield task
     elif not isinstance(task, str):
         yield Task(task)
