@@ -1,16 +1,20 @@
 """The comparison with other agents: scores, steps and seconds to a score, and that it is drawn from CSV files alone."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 
-from benchmarks import ablations, report, suite
+from benchmarks import ablations, report, scaling, speed, suite
 from benchmarks.model_free import ModelFree
-from benchmarks.record import write_rows
+from benchmarks.record import read_rows, write_rows
 from benchmarks.report import Curve, Results, interquartile_mean
 from benchmarks.run import COLUMNS, stem
 from benchmarks.suites import ENVIRONMENTS, budgets, core_hours
+from sb3_m3po.memory import ReplayMemory
+from tests.helpers import Hasty
 
 
 def test_steps_and_seconds_to_a_score_lie_between_evaluations():
@@ -120,3 +124,27 @@ def test_without_its_world_model_the_encoder_learns_from_the_critics(env_id):
     assert any(name.startswith("encoder") for name in moved) and any(name.startswith("critics") for name in moved)
     assert any(name.startswith("trunk") for name in moved) == (env_id == "Pendulum-v1")
     assert not any(name.startswith(("heads", "value")) for name in moved), "nothing else learns what the model would predict"
+
+
+def test_scaling(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(scaling, "M3PO", Hasty)
+    monkeypatch.setattr(speed, "ROUNDS", 1)
+    monkeypatch.setattr(scaling, "time_calls", partial(speed.time_calls, seconds=0.01))
+    axes = {"environments": {4: {"n_envs": 4}}, "memory": {2_000: {"buffer_size": 2_000, "fill": True}}}
+    monkeypatch.setattr(scaling, "AXES", axes)
+    scaling.main(["--axes", *axes, "--steps", "256", "--csv", str(tmp_path / "scaling.csv")])
+    rows = read_rows(tmp_path / "scaling.csv")
+    assert [(row["axis"], row["value"]) for row in rows] == [("environments", "4"), ("memory", "2000")]
+    assert all(float(row["update_cpu_ms"]) > 0 and float(row["planned_step_ms"]) > 0 for row in rows)
+    # 17 numbers, and one slot more than transitions; as many bytes were allocated as transitions need
+    assert rows[1]["observation_bytes"] == "68"
+    assert float(rows[1]["transition_bytes"]) < 2.2 * 68 + 64
+
+
+def test_an_image_is_stored_once():
+    shape = (36, 36, 3)
+    memory = ReplayMemory(5_000, spaces.Box(0, 255, shape, np.uint8), spaces.Box(-1, 1, (2,)), 1)
+    seen = np.zeros((1, *shape), np.uint8)
+    for step in range(5_000):
+        memory.add(seen, np.zeros((1, 2)), np.zeros(1), seen, np.zeros(1, bool), np.array([step % 500 == 499]))
+    assert scaling.transition_bytes(memory) < 1.05 * np.prod(shape)
