@@ -2,7 +2,7 @@
 Print what one agent scores on sets of tasks, from the CSV files: successes, shares of the single-task agents' scores, and
 how much faster a new task is learned by an agent that knows others.
 
-``python -m benchmarks.task_table``
+``python -m benchmarks.task_table``; with ``--images docs/images`` it also draws the successes.
 """
 
 import argparse
@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from benchmarks.record import RANDOM_CSV, RESULTS, read_rows
 from benchmarks.run import stem
 from benchmarks.table import N_LAST, number
 from benchmarks.task_sets import name_of, tasks_of
+from sb3_m3po.plotting import plot_task_heatmap
 
 #: Set of tasks -> the one whose single tasks its own are compared with
 SINGLES = {"dm-mix": "dm", "dm-family": "dm", "discrete-mix": "discrete-mix"}
@@ -90,6 +92,40 @@ def success_table(folder: Path, env_id: str, labels: list[str]) -> None:
         per_seed = ", ".join(f"{value:.2f}" for value in table.mean(1))
         per_task = " | ".join(f"{value:.2f}" for value in table.mean(0))
         print(f"| {label} | {steps:,.0f} | {table.mean():.2f} | {per_seed} | {per_task} | {minutes:.0f} |")
+
+
+def success_figures(folder: Path, env_id: str, labels: list[str], images: Path) -> None:
+    """
+    Draw the mean success of all agents over time, and that of the first one in each task.
+
+    :param folder: where the CSV files are
+    :param env_id: a set of tasks
+    :param labels: algorithms and their variants
+    :param images: folder of the pictures
+    """
+    tasks = [name_of(task) for task in tasks_of(env_id)]
+    successes = {}
+    for label in labels:
+        if runs := load(folder, label, env_id):
+            # (n_seeds, n_tasks, n_evaluations)
+            table = np.array([[run[task].successes for task in tasks] for run in runs.values()])
+            successes[label] = next(iter(runs.values()))[tasks[0]].steps, table
+    if not successes:
+        return
+    images.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, (steps, table) in successes.items():
+        mean = table.mean(1)
+        (line,) = axes.plot(steps, mean.mean(0), label=f"{label} ({len(mean)} seeds)")
+        axes.fill_between(steps, mean.min(0), mean.max(0), alpha=0.15, color=line.get_color())
+    axes.set(xlabel="environment steps, all tasks together", ylabel=f"mean success over the tasks of {env_id}", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(images / f"{env_id}-success.png", dpi=80)
+    label, (steps, table) = next(iter(successes.items()))
+    evaluations = {"tasks": tasks, "timesteps": steps.astype(int), "task_results": table.mean(0).T}
+    plot_task_heatmap(evaluations, dict.fromkeys(tasks, (0.0, 1.0))).savefig(images / f"{env_id}-tasks.png", dpi=80)
 
 
 def share_table(folder: Path, env_id: str, label: str, single: str) -> None:
@@ -169,9 +205,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--label", default="m3po-tasks", help="algorithm and variant of the agent over tasks")
     parser.add_argument("--single", default="m3po-default", help="those of the agents with a task each")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--images", type=Path, help="folder of the pictures")
     args = parser.parse_args(argv)
     labels = [args.label, *sorted(path.name for path in args.results.glob("*") if path.name != args.label)]
     success_table(args.results, "mt10", labels)
+    if args.images is not None:
+        success_figures(args.results, "mt10", labels, args.images)
     for env_id in ("dm-mix", "discrete-mix"):
         share_table(args.results, env_id, args.label, args.single)
     growth_table(args.results, "dm-family", args.label)

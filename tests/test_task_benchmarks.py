@@ -157,6 +157,8 @@ def test_mean_success_over_tasks_and_seeds(tmp_path: Path, capsys: Any) -> None:
         "| agent | 1,000 | 0.30 | 0.20, 0.40 | 0.30 | 0.30 | 0.30 | 1 |"
     ]
     assert load(tmp_path, "nothing", "small") == {}
+    task_table.success_figures(tmp_path, "small", ["nothing", "agent"], tmp_path / "images")
+    assert {path.name for path in (tmp_path / "images").iterdir()} == {"small-success.png", "small-tasks.png"}
 
 
 def test_tables_of_the_committed_results(capsys: Any) -> None:
