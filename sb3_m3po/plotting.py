@@ -39,7 +39,7 @@ def plot_task_heatmap(
     axes = figure.subplots()
     image = axes.imshow(scores.T, aspect="auto", vmin=0, vmax=1, cmap="viridis")
     shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 6)).astype(int))
-    axes.set_xticks(shown, [f"{steps[i]:,}" for i in shown])
+    axes.set_xticks(shown, [f"{steps[i]:,}" for i in shown], rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("environment steps")
     figure.colorbar(image, label="score" if bounds else "score, lowest to highest")
