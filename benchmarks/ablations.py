@@ -39,13 +39,25 @@ PARTS: dict[str, dict[str, list[str]]] = {
     "critics": {str(n): ["-p", f"policy_kwargs.n_critics:{n}"] for n in (2, 5, 10)},
     "bonus": {str(coef): ["-p", f"bonus_coef:{coef}"] for coef in (0.0, 0.1, 0.3)},
     "utd": {str(ratio): ["-p", f"utd_ratio:{ratio}"] for ratio in (0.125, 0.25, 0.5, 1.0)},
+    # As many samples visited, in fewer and larger updates
+    "batch": {
+        "128 at 1": [],
+        **{f"{n} at {128 / n:g}": ["-p", f"batch_size:{n}", "-p", f"utd_ratio:{128 / n:g}"] for n in (256, 512)},
+    },
     "envs": {str(n): ["--n-envs", str(n)] for n in (1, 16, 256)},
     "learning_rate": {"0.002 to 0.0002": [], **{str(rate): ["-p", f"learning_rate:{rate}"] for rate in (0.001, 0.002, 0.004)}},
 }
 #: What of these are the defaults
 DEFAULTS = {
-    **{"trust_region": "1.0, 128", "planner": "none", "critics": "2", "bonus": "0.0", "utd": "1.0", "envs": "1"},
-    **{"world_model": "on", "learning_rate": "0.002 to 0.0002"},
+    "trust_region": "1.0, 128",
+    "planner": "none",
+    "world_model": "on",
+    "critics": "2",
+    "bonus": "0.0",
+    "utd": "1.0",
+    "batch": "128 at 1",
+    "envs": "1",
+    "learning_rate": "0.002 to 0.0002",
 }
 
 
@@ -55,7 +67,7 @@ def variant(part: str, value: str) -> str:
     :param value: one of its values
     :return: what the settings are called in the results
     """
-    return "ablation" if DEFAULTS.get(part) == value else f"ablation,{part}={value.replace(', ', '-')}"
+    return "ablation" if DEFAULTS[part] == value else f"ablation,{part}={value.replace(', ', '-').replace(' ', '-')}"
 
 
 def label(part: str, value: str) -> str:
@@ -113,7 +125,7 @@ def table(part: str, found: dict[str, np.ndarray]) -> str:
     lines = [f"| {part} | {' | '.join(names)} | mean |", "| --- " * (2 + len(names)) + "|"]
     for value, part_scores in found.items():
         cells = [f"{mean:.2f} ({low:.2f} to {high:.2f})" for mean, low, high in _spread(part_scores)]
-        star = " (default)" if DEFAULTS.get(part) == value else ""
+        star = " (default)" if DEFAULTS[part] == value else ""
         lines.append(f"| {value}{star} | {' | '.join(cells)} | {part_scores.mean():.3f} |")
     return "\n".join(lines)
 
