@@ -565,6 +565,21 @@ def test_a_meta_world_suite_has_its_tasks_in_their_order() -> None:
     assert len(ten) == 10 and ten[0] == "Meta-World/reach-v3" and len(expand(["Meta-World/MT50", "Pendulum-v1"])) == 51
 
 
+def test_copies_of_a_meta_world_task_draw_goals_of_their_own() -> None:
+    pytest.importorskip("metaworld")
+
+    def goals(seed: int) -> np.ndarray:
+        env = make_multitask_vec_env("Meta-World/reach-v3", n_envs_per_task=2, seed=seed)
+        seen: list[Any] = [env.reset() for _ in range(4)]
+        env.close()
+        return np.stack([obs["observation"][:, 36:39] for obs in seen])  # (episodes, copies, 3)
+
+    first, again, other = goals(0), goals(0), goals(1)
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first[:, 0], first[:, 1]) and not np.allclose(first[:, 0], other[:, 0])
+    assert len(np.unique(first[:, 0], axis=0)) > 1
+
+
 @pytest.mark.parametrize("one_hot", [False, True])
 def test_meta_world_s_own_vector_env(one_hot: bool) -> None:
     pytest.importorskip("metaworld")

@@ -161,7 +161,20 @@ def _meta_world(env_id: str, kwargs: dict[str, Any]) -> gym.Env:
             f"Unknown Meta-World task {name!r}: they are called {', '.join(list(known)[:3])}, ... ({len(known)} of them)"
         )
     # The checker complains about Meta-World's own spaces
-    return gym.make("Meta-World/MT1", env_name=name, disable_env_checker=True, **{"seed": _GOALS_SEED, **kwargs})
+    env = gym.make("Meta-World/MT1", env_name=name, disable_env_checker=True, **{"seed": _GOALS_SEED, **kwargs})
+    return _SeededGoals(env)
+
+
+class _SeededGoals(gym.Wrapper):
+    """
+    Meta-World draws an episode's goal before it could look at the seed of ``reset``, which it ignores: without this, all
+    copies of a task, for training and for evaluation, run through the same goals in the same order.
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:
+            self.unwrapped.seed(seed)  # type: ignore[attr-defined]
+        return self.env.reset(seed=seed, options=options)
 
 
 def _minigrid(env: gym.Env) -> gym.Env:
