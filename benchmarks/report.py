@@ -193,12 +193,9 @@ def race_table(results: Results, env_ids: Iterable[str], opponents: tuple[str, .
         if last < LEARNED:
             nothing_learned.append(f"{env_id} ({label}: {last:.2f})")
             continue
-        steps, seconds = ([getattr(c, method)(SHARE * last) for c in (curve, mine)] for method in ("steps_to", "seconds_to"))
-        step_ratios.append(steps[0] / steps[1])
-        second_ratios.append(seconds[1] / seconds[0])
-        never = f"not in {mine.steps[-1]:,}"
-        cells = [f"{steps[0]:,.0f}", f"{steps[1]:,.0f}" if steps[1] < np.inf else never, f"{step_ratios[-1]:.1f}"]
-        cells += [f"{value:,.0f}" if value < np.inf else "" for value in seconds] + [f"{second_ratios[-1]:.2f}"]
+        cells, step_ratio, second_ratio = _race(mine, curve, SHARE * last)
+        step_ratios.append(step_ratio)
+        second_ratios.append(second_ratio)
         lines.append(_row(env_id, label, f"{last:.2f}", *cells))
     if step_ratios:
         medians = f"{np.median(step_ratios):.1f}", f"{np.median(second_ratios):.2f}"
@@ -206,6 +203,16 @@ def race_table(results: Results, env_ids: Iterable[str], opponents: tuple[str, .
     if nothing_learned:
         lines.append(f"\nNot compared, because the opponent ends below {LEARNED}: {', '.join(nothing_learned)}.")
     return "\n".join(lines)
+
+
+def _race(mine: Curve, theirs: Curve, score: float) -> tuple[list[str], float, float]:
+    """Cells of the table; their steps by mine to a score; my CPU-seconds by theirs."""
+    steps, seconds = ([getattr(curve, method)(score) for curve in (theirs, mine)] for method in ("steps_to", "seconds_to"))
+    never = f"not in {mine.steps[-1]:,}"
+    ratios = steps[0] / steps[1], seconds[1] / seconds[0]
+    cells = [f"{steps[0]:,.0f}", f"{steps[1]:,.0f}" if steps[1] < np.inf else never, f"{ratios[0]:.1f}"]
+    cells += [f"{value:,.0f}" if value < np.inf else "" for value in seconds] + [f"{ratios[1]:.2f}"]
+    return cells, *ratios
 
 
 def published_table(results: Results) -> str:

@@ -2,7 +2,7 @@
 Run whole suites, the longest runs first; the same command goes on after a kill. Says before it starts how long it will take.
 
 ``nice -n 10 python -m benchmarks.suite table --jobs 2`` runs the rows of ``benchmarks.table``,
-``python -m benchmarks.suite classic mujoco dmc --seeds 0 1 2 3 4`` the suites that ``benchmarks.report`` compares.
+``python -m benchmarks.suite classic mujoco dmc --seeds 0 1 2 3 4 --name 100k`` the suites that ``benchmarks.report`` compares.
 """
 
 import argparse
@@ -33,6 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{len(runs)} runs, about {sum(hours[env_id] for env_id, _ in runs):.1f} core-hours", flush=True)
     if args.dry_run:
         return
+    if args.suites != ["table"] and not (args.zoo or args.name):
+        parser.error("these budgets are not the table's, whose rows would be overwritten: give --name 100k")
     options = settings_options(args)
     commands = [
         ["benchmarks.run", "--env", env_id, "--steps", str(steps[env_id]), "--seeds", str(seed), *options]

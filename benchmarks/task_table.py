@@ -94,6 +94,17 @@ def success_table(folder: Path, env_id: str, labels: list[str]) -> None:
         print(f"| {label} | {steps:,.0f} | {table.mean():.2f} | {per_seed} | {per_task} | {minutes:.0f} |")
 
 
+def successes_over_time(runs: dict[int, dict[str, Curve]], tasks: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """
+    :param runs: by seed and task, of at least one seed
+    :param tasks: names of the tasks
+    :return: environment steps as far as all seeds have come, shape ``(n,)``; successes, shape ``(n_seeds, n_tasks, n)``
+    """
+    n = min(len(curves[task].steps) for curves in runs.values() for task in tasks)
+    steps = next(iter(runs.values()))[tasks[0]].steps[:n]
+    return steps, np.array([[curves[task].successes[:n] for task in tasks] for curves in runs.values()])
+
+
 def success_figures(folder: Path, env_id: str, labels: list[str], images: Path) -> None:
     """
     Draw the mean success of all agents over time, and that of the first one in each task.
@@ -104,27 +115,23 @@ def success_figures(folder: Path, env_id: str, labels: list[str], images: Path) 
     :param images: folder of the pictures
     """
     tasks = [name_of(task) for task in tasks_of(env_id)]
-    successes = {}
-    for label in labels:
-        if runs := load(folder, label, env_id):
-            # (n_seeds, n_tasks, n_evaluations)
-            table = np.array([[run[task].successes for task in tasks] for run in runs.values()])
-            successes[label] = next(iter(runs.values()))[tasks[0]].steps, table
-    if not successes:
+    runs = {label: found for label in labels if (found := load(folder, label, env_id))}
+    if not runs:
         return
     images.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for label, (steps, table) in successes.items():
-        mean = table.mean(1)
+    for label, found in runs.items():
+        steps, successes = successes_over_time(found, tasks)
+        mean = successes.mean(1)
         (line,) = axes.plot(steps, mean.mean(0), label=f"{label} ({len(mean)} seeds)")
         axes.fill_between(steps, mean.min(0), mean.max(0), alpha=0.15, color=line.get_color())
     axes.set(xlabel="environment steps, all tasks together", ylabel=f"mean success over the tasks of {env_id}", ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(images / f"{env_id}-success.png", dpi=80)
-    label, (steps, table) = next(iter(successes.items()))
-    evaluations = {"tasks": tasks, "timesteps": steps.astype(int), "task_results": table.mean(0).T}
+    steps, successes = successes_over_time(next(iter(runs.values())), tasks)
+    evaluations = {"tasks": tasks, "timesteps": steps.astype(int), "task_results": successes.mean(0).T}
     plot_task_heatmap(evaluations, dict.fromkeys(tasks, (0.0, 1.0))).savefig(images / f"{env_id}-tasks.png", dpi=80)
 
 

@@ -1,5 +1,6 @@
 """The comparison with other agents: scores, steps and seconds to a score, and that it is drawn from CSV files alone."""
 
+import inspect
 from functools import partial
 from pathlib import Path
 
@@ -8,12 +9,15 @@ import pytest
 from gymnasium import spaces
 
 from benchmarks import ablations, report, scaling, speed, suite
+from benchmarks.algorithms import apply_overrides
 from benchmarks.model_free import ModelFree
 from benchmarks.record import read_rows, write_rows
 from benchmarks.report import Curve, Results, interquartile_mean
 from benchmarks.run import COLUMNS, stem
 from benchmarks.suites import ENVIRONMENTS, budgets, core_hours
+from sb3_m3po import M3PO
 from sb3_m3po.memory import ReplayMemory
+from sb3_m3po.world_model import Sizes
 from tests.helpers import Hasty
 
 
@@ -72,11 +76,15 @@ def test_a_batch_says_how_long_it_takes_before_it_starts(capsys):
     assert set(budgets("off-policy", "sac", zoo=False).values()) == {100_000}
 
 
-@pytest.mark.parametrize("options", [["atari"], ["classic", "--envs", "Hopper-v5"]])
-def test_a_batch_of_unknown_environments_is_refused(options, capsys):
-    with pytest.raises(SystemExit):
-        suite.main([*options, "--dry-run"])
-    assert options[-1] in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["atari", "--dry-run"], "atari"), (["classic", "--envs", "Hopper-v5"], "Hopper-v5"), (["classic"], "--name 100k")],
+)
+def test_a_batch_is_refused_that_is_unknown_or_would_overwrite_the_table(options, message, monkeypatch, capsys):
+    monkeypatch.setattr(suite, "run_commands", lambda commands, jobs: 0)
+    with pytest.raises(SystemExit) as stop:
+        suite.main(options)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_every_environment_has_a_random_score_and_a_reference_above_it():
@@ -92,8 +100,12 @@ def test_ablations_change_one_thing_and_run_the_defaults_once():
     assert names["ablation"][-2:] == ["--name", "ablation"]
     assert names["ablation,trust_region=none-256"][-4:] == ["-p", "target_kl:None", "-p", "sync_interval:256"]
     assert ablations.label("world_model", "off") == "ModelFree-ablation,world_model=off"
+    defaults = {name: parameter.default for name, parameter in inspect.signature(M3PO).parameters.items()}
     for part, value in ablations.DEFAULTS.items():
-        assert value in ablations.PARTS[part]
+        options = ablations.PARTS[part][value]
+        changed = apply_overrides({}, options[1::2] if "-p" in options else [])
+        assert changed.pop("policy_kwargs", {}) in ({}, {"n_critics": Sizes().n_critics})
+        assert all(defaults[name] == setting for name, setting in changed.items()), "what it calls a default is one"
 
 
 def test_ablations_are_told_from_csv_files(tmp_path, capsys):

@@ -157,6 +157,9 @@ def test_mean_success_over_tasks_and_seeds(tmp_path: Path, capsys: Any) -> None:
         "| agent | 1,000 | 0.30 | 0.20, 0.40 | 0.30 | 0.30 | 0.30 | 1 |"
     ]
     assert load(tmp_path, "nothing", "small") == {}
+    write(tmp_path, "agent", "small", 2, {"a": [0], "b": [0], "c": [0]}, 0.6)
+    steps, successes = task_table.successes_over_time(load(tmp_path, "agent", "small"), ["a", "b", "c"])
+    assert len(steps) == 1 and successes.tolist() == [[[0.2]] * 3, [[0.4]] * 3, [[0.6]] * 3], "as far as all have come"
     task_table.success_figures(tmp_path, "small", ["nothing", "agent"], tmp_path / "images")
     assert {path.name for path in (tmp_path / "images").iterdir()} == {"small-success.png", "small-tasks.png"}
 
