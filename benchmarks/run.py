@@ -63,7 +63,8 @@ class Run:
     :param out: folder of the CSV files
     :param checkpoints: folder of the checkpoints
     :param reward_scale: factor on the training rewards; evaluations are never scaled
-    :param eval_planning: samples and iterations of the planner while evaluating, or ``None`` for the policy alone
+    :param eval_planning: samples and iterations of the planner with which each evaluation is done once more, or ``None``; its
+        rows are those of a variant of its own
     :param grown_from: the set of tasks whose final model takes these tasks in, or ``None`` to begin anew
     :param train: what of it then learns, ``"all"`` or ``"new"``
     """
@@ -87,9 +88,17 @@ class Run:
         self.provenance = {"commit": commit(), "command": self.command, "machine": machine()}
 
     @property
-    def csv_path(self) -> Path:
-        """The file of this run's rows."""
-        return self.out / f"{self.algo}-{self.variant}" / f"{self._stem}.csv"
+    def evaluations(self) -> dict[str, tuple[int, int] | None]:
+        """What is recorded: variant, and how its evaluations plan (``None``: the policy acts)."""
+        planned = {} if self.eval_planning is None else {f"{self.variant},planned": self.eval_planning}
+        return {self.variant: None, **planned}
+
+    def csv_path(self, variant: str) -> Path:
+        """
+        :param variant: a key of ``evaluations``
+        :return: the file of its rows
+        """
+        return self.out / f"{self.algo}-{variant}" / f"{self._stem}.csv"
 
     @property
     def checkpoint_dir(self) -> Path:
@@ -116,9 +125,9 @@ class Run:
         return frames_of(self.env_id) if is_task_set(self.env_id) else frames_per_decision(self.env_id)
 
     def done(self) -> bool:
-        """Whether the rows reach the end of the budget."""
-        rows = read_rows(self.csv_path)
-        return bool(rows) and int(rows[-1]["steps"]) >= self.steps
+        """Whether all rows reach the end of the budget."""
+        found = [read_rows(self.csv_path(variant)) for variant in self.evaluations]
+        return all(rows and int(rows[-1]["steps"]) >= self.steps for rows in found)
 
 
 def stem(env_id: str, seed: int) -> str:
@@ -174,21 +183,25 @@ class Evaluate(BaseCallback):
         return not finished
 
     def _record(self, steps: int) -> None:
-        """Evaluate and write the row."""
-        started = time.perf_counter()
-        results = evaluate(self.model, self.eval_env, self.run.seed, self.run.eval_planning)
-        seconds = time.perf_counter() - started
+        """Evaluate and write the rows."""
+        for variant, planning in self.run.evaluations.items():
+            started = time.perf_counter()
+            results = evaluate(self.model, self.eval_env, self.run.seed, planning)
+            self._write(variant, steps, results, time.perf_counter() - started)
+
+    def _write(self, variant: str, steps: int, results: list[dict[str, Any]], seconds: float) -> None:
+        """One row for each result."""
         run, clock = self.run, self.clock
         for result in results:
-            row = {"algo": run.algo, "variant": run.variant, "env": run.env_id, "seed": run.seed, "steps": steps, **result}
+            row = {"algo": run.algo, "variant": variant, "env": run.env_id, "seed": run.seed, "steps": steps, **result}
             row |= {"wall_seconds": round(clock.wall, 2), "cpu_seconds": round(clock.cpu, 2)}
             row |= {"eval_seconds": round(seconds, 2), "n_updates": self.model._n_updates, **run.provenance}
-            append_row(run.csv_path, {name: row[name] for name in run.columns})
+            append_row(run.csv_path(variant), {name: row[name] for name in run.columns})
             score = (
                 f"{row['mean_reward']:10.2f} +- {row['std_reward']:8.2f} {row.get('task', '')} {row.get('success_rate', '')}"
             )
             print(
-                f"{run.algo}-{run.variant} {run.env_id} seed {run.seed}: {steps:>8,} steps {score} {clock.cpu:8.1f} CPU-s",
+                f"{run.algo}-{variant} {run.env_id} seed {run.seed}: {steps:>8,} steps {score} {clock.cpu:8.1f} CPU-s",
                 flush=True,
             )
 
@@ -345,12 +358,12 @@ def train(run: Run) -> None:
     :param run: the run
     """
     if run.done():
-        print(f"{run.csv_path}: done already", flush=True)
+        print(f"{run.csv_path(run.variant)}: done already", flush=True)
         return
     th.set_num_threads(1)
     checkpoint, state = last_checkpoint(run)
-    rows = [row for row in read_rows(run.csv_path) if int(row["steps"]) <= state["steps"]]
-    write_rows(run.csv_path, rows, run.columns)
+    for path in map(run.csv_path, run.evaluations):
+        write_rows(path, [row for row in read_rows(path) if int(row["steps"]) <= state["steps"]], run.columns)
     run.checkpoint_dir.mkdir(parents=True, exist_ok=True)
     model = build(run, checkpoint, int(state["steps"]))
     eval_env = evaluation_env(run, model)
@@ -405,7 +418,9 @@ def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-p", dest="overrides", action="append", default=[], metavar="KEY:VALUE", help="constructor argument")
     parser.add_argument("--name", help="name of the settings in the results; defaults to what differs from the defaults")
     parser.add_argument("--reward-scale", type=float, default=1.0, help="factor on the training rewards")
-    parser.add_argument("--eval-planning", type=int, nargs=2, metavar=("SAMPLES", "ITERATIONS"), help="plan in evaluations")
+    parser.add_argument(
+        "--eval-planning", type=int, nargs=2, metavar=("SAMPLES", "ITERATIONS"), help="evaluate with the planner too"
+    )
     parser.add_argument("--grown-from", metavar="TASKS", help="take the tasks into the final model of another set's run")
     parser.add_argument("--train", default="all", help="what a grown model learns: all, or new")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -443,7 +458,6 @@ def make_run(args: argparse.Namespace, seed: int) -> Run:
     words = ["zoo"] * args.zoo + [override.replace(":", "=") for override in args.overrides]
     words += [f"envs={args.n_envs}"] if args.n_envs else []
     words += [f"rewards={args.reward_scale:g}"] if args.reward_scale != 1.0 else []
-    words += ["eval-planning={}x{}".format(*args.eval_planning)] if args.eval_planning else []
     variant = args.name or ",".join(words) or "default"
     variant += f",grown-{args.train}" if args.grown_from else ""
     options = ["--env", args.env, "--steps", str(args.steps), "--seeds", str(seed), *settings_options(args)]

@@ -137,7 +137,7 @@ class Learner:
     @th.no_grad()
     def _evaluate_frozen(self, reached: np.ndarray, acted: np.ndarray, valued: np.ndarray) -> Frozen:
         """
-        ``v(o) = (s_old / s) E_{a ~ pi_bar} min_k Q_bar_k(h_bar(o), a)``.
+        ``v(o) = (s_old / s) E_{a ~ pi_bar} Q_bar(h_bar(o), a)``, with the critics' mean less their disagreement.
 
         :param reached: States of which the latent is asked
         :param acted: States of which the policy is asked too
@@ -158,7 +158,7 @@ class Learner:
         return frozen
 
     def _value(self, model: WorldModel, z: th.Tensor, params: th.Tensor) -> th.Tensor:
-        """:return: ``E_{a ~ params} min_k Q_k(z, a)``, by one sample or exactly"""
+        """:return: ``E_{a ~ params} Q(z, a)``, by one sample or exactly"""
         codec = model.codec
         return model.expected_value(z, params, None if codec.enumerable else codec.sample(params, self._noise(len(z)))[0])
 

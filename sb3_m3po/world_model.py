@@ -5,6 +5,7 @@ The verbs are ``encode``, ``features``, ``step``, ``value``, ``critic_logits``, 
 and losses know only those.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import torch as th
@@ -18,7 +19,7 @@ from sb3_m3po.nets import MLP, Ensemble, SimNorm, orthogonal
 @dataclass
 class Sizes:
     """
-    Widths of the networks, as ``policy_kwargs`` has them; the hidden layers of policy and critics are its ``net_arch``.
+    What ``policy_kwargs`` says of the networks; the hidden layers of policy and critics are its ``net_arch``.
 
     :param latent_dim: Width of the latent, a multiple of 8
     :param encoder_arch: Hidden layers between features extractor and latent
@@ -26,6 +27,7 @@ class Sizes:
     :param pi_arch: Hidden layers of the policy
     :param critic_arch: Hidden layers of each critic
     :param n_critics: Members of the critic ensemble
+    :param pessimism: Standard deviations over the critics that a value lies below their mean
     :param task_embedding_dim: Width of a task's embedding; without tasks there is none
     """
 
@@ -35,14 +37,18 @@ class Sizes:
     pi_arch: list[int] = field(default_factory=lambda: [256, 256])
     critic_arch: list[int] = field(default_factory=lambda: [128])
     n_critics: int = 2
+    pessimism: float = 0.0
     task_embedding_dim: int = 32
 
     def check(self) -> None:
-        """:raises ValueError: if ``latent_dim`` is no positive multiple of 8, there is no critic, or a task has no width"""
+        """:raises ValueError: if ``latent_dim`` is no positive multiple of 8, there is no critic, ``pessimism`` is negative, or a
+        task has no width"""
         if self.latent_dim < 8 or self.latent_dim % 8:
             raise ValueError(f"latent_dim={self.latent_dim} must be a positive multiple of 8 (the latent's groups)")
         if self.n_critics < 1:
             raise ValueError(f"n_critics={self.n_critics} must be at least 1")
+        if not 0 <= self.pessimism < math.inf:
+            raise ValueError(f"pessimism={self.pessimism} must be a finite number of at least 0 (0: the mean of the critics)")
         if self.task_embedding_dim < 1:
             raise ValueError(f"task_embedding_dim={self.task_embedding_dim} must be at least 1")
 
@@ -81,6 +87,7 @@ class WorldModel(nn.Module):
         sizes.check()
         self.codec = codec
         self.latent_dim = sizes.latent_dim
+        self.pessimism = sizes.pessimism
         self.n_tasks = n_tasks
         task_dim = 0 if n_tasks is None else sizes.task_embedding_dim
         #: What networks see of ``z``, and the width of ``z``
@@ -265,26 +272,27 @@ class WorldModel(nn.Module):
 
     def expected_value(self, z: th.Tensor, params: th.Tensor, a: th.Tensor | None = None) -> th.Tensor:
         """
-        ``E_{a ~ params} min_k Q_k(z, a)``: exact for enumerable actions, else at the given action (the minimum is that of TD3,
-        arXiv 1802.09477).
+        ``E_{a ~ params} [mean_k Q_k(z, a) - pessimism std_k Q_k(z, a)]``: exact for enumerable actions, else at the given
+        action. With two critics and a pessimism of 1 it is the minimum of TD3 (arXiv 1802.09477); BRO (arXiv 2405.16158)
+        found the mean to be better where layers are normalised.
 
         :param z: Latents, shape ``(batch, z_dim)``
         :param params: Parameters of the policy that is valued, shape ``(batch, params_dim)``; read for enumerable actions only
         :param a: Sampled (or modal) model inputs, shape ``(batch, input_dim)``; not read for enumerable actions
         :return: Shape ``(batch,)``, in scaled units
         """
-        worst = self.action_values(z, a).amin(0)
+        q = self.action_values(z, a)
+        value = q.mean(0) if self.pessimism == 0 else q.mean(0) - self.pessimism * q.std(0, correction=0)
         if self.codec.enumerable:
             assert not isinstance(self.codec, GaussianActions)
-            return (self.codec.joint_log_prob(params).exp() * worst).sum(-1)
-        return worst
+            return (self.codec.joint_log_prob(params).exp() * value).sum(-1)
+        return value
 
     def policy_value(self, z: th.Tensor, params: th.Tensor | None = None) -> th.Tensor:
         """
         :param z: Latents, shape ``(batch, z_dim)``
         :param params: The policy's parameters there, shape ``(batch, params_dim)``, if they are known already
-        :return: Pessimistic value of the policy (at its mode where actions can't be enumerated), in scaled units, shape
-            ``(batch,)``
+        :return: Value of the policy (at its mode where actions can't be enumerated), in scaled units, shape ``(batch,)``
         """
         if self.codec.enumerable:
             return self.expected_value(z, self.prior(z) if params is None else params)
@@ -294,7 +302,7 @@ class WorldModel(nn.Module):
     def terminal_value(self, z: th.Tensor) -> th.Tensor:
         """
         :param z: Latents, shape ``(batch, z_dim)``
-        :return: ``min(min_k Q_k, V_mb)`` that ends an imagined trajectory, in scaled units, shape ``(batch,)``; the first is
-            :meth:`policy_value`
+        :return: The lower one of :meth:`policy_value` and :meth:`value`, which ends an imagined trajectory, in scaled units,
+            shape ``(batch,)``
         """
         return th.minimum(self.policy_value(z), self.value(z))

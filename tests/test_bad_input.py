@@ -200,6 +200,8 @@ def test_wrong_arguments(name: str, value: Any) -> None:
         ("latent_dim", 12, "latent_dim=12.*multiple of 8"),
         ("latent_dim", 0, "latent_dim=0"),
         ("n_critics", 0, "n_critics=0.*at least 1"),
+        ("pessimism", -1.0, "pessimism=-1.0 must be"),
+        ("pessimism", float("nan"), "pessimism=nan must be"),
         ("log_std_init", 0.5, "log_std_init=0.5 must lie between"),
         ("log_std_init", -4.0, "log_std_init=-4.0 must lie between"),
     ],

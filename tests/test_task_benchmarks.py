@@ -69,6 +69,28 @@ def test_the_real_sets_can_be_made(name: str) -> None:
     env.close()
 
 
+def test_the_planner_is_evaluated_beside_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = []
+
+    def recorded(model: M3PO, *args: Any) -> Any:
+        samples.append(None if model.policy._planning is None else model.policy._planning.n_samples)
+        return benchmark_evaluation(model, *args)
+
+    benchmark_evaluation = benchmark.evaluate_per_task
+    monkeypatch.setattr(benchmark, "evaluate_per_task", recorded)
+    planned, options = tmp_path / "m3po-t,planned" / "small_seed0.csv", ("--eval-planning", "8", "1")
+    alone = run(tmp_path / "alone", "small")
+    rows = run(tmp_path, "small", *options)
+    assert samples == [None, None] + 2 * [None, 8], "each evaluation twice, and training has not changed"
+    for name in ("mean_reward", "steps", "n_updates"):
+        assert [row[name] for row in rows] == [row[name] for row in alone]
+    assert [row["steps"] for row in read_rows(planned)] == [row["steps"] for row in rows]
+    assert {row["variant"] for row in read_rows(planned)} == {"t,planned"}
+    planned.unlink()
+    run(tmp_path, "small", *options)
+    assert planned.exists(), "a run without them is not done"
+
+
 def test_a_set_has_a_row_for_each_task(tmp_path: Path) -> None:
     rows = run(tmp_path, "small")
     # Three steps at a time

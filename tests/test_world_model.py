@@ -146,11 +146,11 @@ def test_termination_is_unlikely_to_begin_with() -> None:
 # ---------------------------------------------------------------------- values
 
 
-def test_value_of_the_policy_is_the_expectation_of_the_worst_critic() -> None:
+def test_value_of_the_policy_is_the_expectation_over_its_actions() -> None:
     model = filled_model(ACTIONS["discrete"])
     z = model.encode(normal(BATCH, FEATURES))
     q, pi = model.action_values(z), model.prior(z).exp()
-    expected = sum(pi[:, i] * q[:, :, i].min(0).values for i in range(3))
+    expected = sum(pi[:, i] * q[:, :, i].mean(0) for i in range(3))
     assert th.allclose(model.policy_value(z), expected, atol=1e-5)  # type: ignore[arg-type]
 
 
@@ -159,7 +159,25 @@ def test_value_of_the_policy_is_that_of_its_mode(name: str) -> None:
     model = filled_model(ACTIONS[name])
     z = model.encode(normal(BATCH, FEATURES))
     q = model.action_values(z, model.codec.mode(model.prior(z)))
-    assert th.allclose(model.policy_value(z), q.min(0).values)
+    assert th.allclose(model.policy_value(z), q.mean(0))
+
+
+@every_kind
+def test_pessimism_of_one_is_the_lower_one_of_two_critics(space: spaces.Space) -> None:
+    th.manual_seed(0)
+    model = WorldModel(FEATURES, make_action_codec(space), Sizes(**{**SIZES, "n_critics": 2, "pessimism": 1.0}))  # type: ignore[arg-type]
+    with th.no_grad():
+        model.critics.weights[-1].normal_()
+    z = model.encode(normal(BATCH, FEATURES))
+    params = model.prior(z)
+    a = None if model.codec.enumerable else model.codec.mode(params)
+    q = model.action_values(z, a)
+    assert not th.allclose(q[0], q[1])
+    if model.codec.enumerable:
+        expected = (model.codec.joint_log_prob(params).exp() * q.amin(0)).sum(-1)  # type: ignore[operator]
+    else:
+        expected = q.amin(0)
+    assert th.allclose(model.policy_value(z), expected, atol=1e-5)
 
 
 @every_kind
@@ -354,7 +372,9 @@ def test_optimizers_share_out_all_parameters(space: spaces.Space) -> None:
     assert sorted(owned) == sorted(id(p) for p in policy.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("changes", [dict(latent_dim=12), dict(latent_dim=0), dict(n_critics=0)], ids=str)
-def test_sizes_that_cannot_be_built_are_refused(changes: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "changes", [dict(latent_dim=12), dict(latent_dim=0), dict(n_critics=0), dict(pessimism=-0.1)], ids=str
+)
+def test_sizes_that_cannot_be_built_are_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         Sizes(**changes).check()  # type: ignore[arg-type]
