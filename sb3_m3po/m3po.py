@@ -352,12 +352,7 @@ class M3PO(OnPolicyAlgorithm):
             # Reshaped in case of discrete actions
             buffer_actions = actions.reshape(env.num_envs, -1)
             rollout_buffer.add(
-                self._last_obs,
-                buffer_actions,
-                rewards,
-                self._last_episode_starts,
-                values,
-                log_probs,  # type: ignore[arg-type]
+                self._last_obs, buffer_actions, rewards, self._last_episode_starts, values, log_probs  # type: ignore[arg-type]
             )
             self._last_obs = new_obs  # type: ignore[assignment]
             self._last_episode_starts = dones

@@ -41,7 +41,7 @@ class Sizes:
     task_embedding_dim: int = 32
 
     def check(self) -> None:
-        """:raises ValueError: if ``latent_dim`` is no multiple of 8, ``pessimism`` negative, or there is no critic or embedding"""
+        """:raises ValueError: if ``latent_dim`` is no multiple of 8, ``pessimism`` negative, or a number or width zero"""
         if self.latent_dim < 8 or self.latent_dim % 8:
             raise ValueError(f"latent_dim={self.latent_dim} must be a positive multiple of 8 (the latent's groups)")
         if self.n_critics < 1:
