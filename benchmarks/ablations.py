@@ -31,11 +31,12 @@ PARTS: dict[str, dict[str, list[str]]] = {
     },
     "planner": {
         "none": [],
+        "predict": [],
         "collect": ["-p", "plan_rollouts:True"],
-        "predict": ["--eval-planning", "32", "1"],
-        "both": ["-p", "plan_rollouts:True", "--eval-planning", "32", "1"],
+        "both": ["-p", "plan_rollouts:True"],
     },
     "world_model": {"on": [], "off": ["--algo", "benchmarks.model_free:ModelFree"]},
+    "pessimism": {str(x): ["-p", f"policy_kwargs.pessimism:{x}"] for x in (0.0, 0.5, 1.0)},
     "critics": {str(n): ["-p", f"policy_kwargs.n_critics:{n}"] for n in (2, 5, 10)},
     "bonus": {str(coef): ["-p", f"bonus_coef:{coef}"] for coef in (0.0, 0.1, 0.3)},
     "utd": {str(ratio): ["-p", f"utd_ratio:{ratio}"] for ratio in (0.125, 0.25, 0.5, 1.0)},
@@ -47,11 +48,14 @@ PARTS: dict[str, dict[str, list[str]]] = {
     "envs": {str(n): ["--n-envs", str(n)] for n in (1, 16, 256)},
     "learning_rate": {"0.002 to 0.0002": [], **{str(rate): ["-p", f"learning_rate:{rate}"] for rate in (0.001, 0.002, 0.004)}},
 }
+#: Values that are the planner's evaluations in the runs of another value
+PLANNED = {"predict": "none", "both": "collect"}
 #: What of these are the defaults
 DEFAULTS = {
     "trust_region": "1.0, 128",
     "planner": "none",
     "world_model": "on",
+    "pessimism": "0.0",
     "critics": "2",
     "bonus": "0.0",
     "utd": "1.0",
@@ -67,6 +71,8 @@ def variant(part: str, value: str) -> str:
     :param value: one of its values
     :return: what the settings are called in the results
     """
+    if value in PLANNED:
+        return f"{variant(part, PLANNED[value])},planned"
     return "ablation" if DEFAULTS[part] == value else f"ablation,{part}={value.replace(', ', '-').replace(' ', '-')}"
 
 
@@ -90,11 +96,15 @@ def commands(parts: list[str], seeds: list[int]) -> list[tuple[str, list[str]]]:
     found: dict[tuple[str, str, int], list[str]] = {}
     for part in parts:
         for value, options in PARTS[part].items():
+            if value in PLANNED:
+                continue
             name = variant(part, value)
+            # All runs of the planner's part are evaluated with it too, and so are the defaults, whatever they are run for
+            planned = ["--eval-planning", "32", "1"] if part == "planner" or name == "ablation" else []
             for env_id in ENV_IDS:
                 for seed in seeds:
                     run = ["benchmarks.run", "--env", env_id, "--steps", str(STEPS), "--seeds", str(seed), "--name", name]
-                    found[name, env_id, seed] = run + (options if name != "ablation" else [])
+                    found[name, env_id, seed] = run + (options if name != "ablation" else []) + planned
     return [(env_id, command) for (_, env_id, _), command in found.items()]
 
 

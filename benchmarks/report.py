@@ -23,7 +23,9 @@ from benchmarks.table import N_LAST, load_curves
 
 REPORT = Path("benchmarks/report")
 PUBLISHED_CSV = Path("benchmarks/published.csv")
-M3PO, PPO, SAC = "m3po-100k", "ppo-zoo", "sac-100k"
+#: M3PO's policy; the same agent while it plans
+M3PO, PLANNED = "m3po-100k", "m3po-100k,planned"
+PPO, SAC = "ppo-zoo", "sac-100k"
 OFF_POLICY_AGENTS = (SAC, "tqc-100k", "crossq-100k")
 #: Share of an opponent's last score that both sides have to cross
 SHARE = 0.95
@@ -146,7 +148,7 @@ def scores_table(results: Results) -> str:
     groups = {name: [environment.env_id for environment in suite] for name, suite in SUITES.items()}
     groups |= {"all": [environment.env_id for environment in ENVIRONMENTS], "the six of SAC, TQC and CrossQ": list(OFF_POLICY)}
     for name, env_ids in groups.items():
-        for label in (M3PO, PPO, *OFF_POLICY_AGENTS):
+        for label in (M3PO, PLANNED, PPO, *OFF_POLICY_AGENTS):
             curves = [results.curve(label, env_id) for env_id in env_ids]
             whole = [curve for curve in curves if curve is not None]
             if len(whole) < len(curves):
@@ -170,9 +172,10 @@ def interquartile_mean(scores: np.ndarray) -> tuple[float, float, float]:
     return float(means[""][0]), float(low), float(high)
 
 
-def race_table(results: Results, env_ids: Iterable[str], opponents: tuple[str, ...], name: str) -> str:
+def race_table(results: Results, agent: str, env_ids: Iterable[str], opponents: tuple[str, ...], name: str) -> str:
     """
     :param results: what was measured
+    :param agent: label of M3PO's runs
     :param env_ids: environments
     :param opponents: labels; in each environment the one with the highest last score is raced
     :param name: what they are called together
@@ -184,7 +187,7 @@ def race_table(results: Results, env_ids: Iterable[str], opponents: tuple[str, .
     ]
     step_ratios, second_ratios, nothing_learned = [], [], []
     for env_id in env_ids:
-        mine = results.curve(M3PO, env_id)
+        mine = results.curve(agent, env_id)
         theirs = {label: curve for label in opponents if (curve := results.curve(label, env_id)) is not None}
         if mine is None or not theirs:
             continue
@@ -215,16 +218,17 @@ def _race(mine: Curve, theirs: Curve, score: float) -> tuple[list[str], float, f
     return cells, *ratios
 
 
-def published_table(results: Results) -> str:
+def published_table(results: Results, agent: str) -> str:
     """
     :param results: what was measured
+    :param agent: label of M3PO's runs
     :return: dm_control beside the published scores of TD-MPC2 and MR.Q at 100,000 frames
     """
     methods = ("TD-MPC2", "MR.Q")
     header = ("environment", "M3PO", *methods, "M3PO's frames to the better one's score", "ratio of frames")
     lines, mine_all, best_all, ratios = [_row(*header), _row(*["---"] * len(header))], [], [], []
     for environment in SUITES["dmc"]:
-        mine, theirs = results.curve(M3PO, environment.env_id), results.published(environment.env_id, methods)
+        mine, theirs = results.curve(agent, environment.env_id), results.published(environment.env_id, methods)
         if mine is None or len(theirs) < len(methods):
             continue
         best = max(theirs.values())
@@ -242,14 +246,15 @@ def published_table(results: Results) -> str:
     return "\n".join(lines)
 
 
-def worst_table(results: Results) -> str:
+def worst_table(results: Results, agent: str) -> str:
     """
     :param results: what was measured
+    :param agent: label of M3PO's runs
     :return: M3PO's score at 100,000 steps beside the best one of all others, everywhere
     """
     lines = [_row("environment", "M3PO", "best opponent", "its score", "difference"), _row(*["---"] * 5)]
     for environment in ENVIRONMENTS:
-        mine = results.curve(M3PO, environment.env_id)
+        mine = results.curve(agent, environment.env_id)
         if mine is None:
             continue
         curves = {label: results.curve(label, environment.env_id) for label in (PPO, *OFF_POLICY_AGENTS)}
@@ -280,7 +285,7 @@ def curves_figure(results: Results, against: str, path: Path) -> None:
     """
     figure, axes = plt.subplots(4, 5, figsize=(18, 13), layout="constrained")
     for axis, environment in zip(axes.flat, ENVIRONMENTS, strict=False):
-        for label in (M3PO, PPO, *OFF_POLICY_AGENTS):
+        for label in (M3PO, PLANNED, PPO, *OFF_POLICY_AGENTS):
             curve = results.curve(label, environment.env_id)
             if curve is None:
                 continue
@@ -314,14 +319,13 @@ def main(argv: list[str] | None = None) -> None:
     matplotlib.use("Agg")
     results = Results(args.results)
     everywhere = [environment.env_id for environment in ENVIRONMENTS]
-    parts = {
-        "Scores: interquartile means, 95 % intervals": scores_table(results),
-        "Against PPO with rl-zoo3's settings and budget": race_table(results, everywhere, (PPO,), "PPO"),
-        "Against the best of SAC, TQC and CrossQ": race_table(results, everywhere, OFF_POLICY_AGENTS, "best of three"),
-        "Against SAC": race_table(results, everywhere, (SAC,), "SAC"),
-        "dm_control at 100,000 frames, beside published scores": published_table(results),
-        "Where M3PO is behind": worst_table(results),
-    }
+    parts = {"Scores: interquartile means, 95 % intervals": scores_table(results)}
+    for agent, suffix in ((M3PO, ""), (PLANNED, ", while M3PO plans")):
+        opponents = {"PPO with rl-zoo3's settings and budget": (PPO,), "the best of SAC, TQC and CrossQ": OFF_POLICY_AGENTS}
+        for name, labels in {**opponents, "SAC": (SAC,)}.items():
+            parts[f"Against {name}{suffix}"] = race_table(results, agent, everywhere, labels, name.split(" with ")[0])
+        parts[f"dm_control at 100,000 frames, beside published scores{suffix}"] = published_table(results, agent)
+        parts[f"Where M3PO is behind{suffix}"] = worst_table(results, agent)
     text = "".join(f"## {title}\n\n{table}\n\n" for title, table in parts.items())
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "tables.md").write_text(f"# Report\n\n{text}".rstrip() + "\n")
