@@ -55,7 +55,7 @@ DEFAULTS = {
     "trust_region": "1.0, 128",
     "planner": "none",
     "world_model": "on",
-    "pessimism": "0.0",
+    "pessimism": "1.0",
     "critics": "2",
     "bonus": "0.0",
     "utd": "1.0",

@@ -60,8 +60,8 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
     :param encoder_arch: Hidden layers between features extractor and latent
     :param model_arch: Hidden layers of the dynamics; the last is the width of the model's value network too
     :param n_critics: Members of the critic ensemble
-    :param pessimism: Standard deviations over the critics that a value lies below their mean; with two critics, 1 makes it
-        their minimum
+    :param pessimism: Standard deviations over the critics that a value lies below their mean: 0 for the mean, 1 with two
+        critics for their minimum; ``None`` for 1 with one task and 0 with several
     :param task_embedding_dim: Width of a task's embedding; without tasks there is none
     :param task_key: Key of the task's id in a Dict observation
     :param n_tasks: Length of the one-hot of the task that ends a vector observation; ``None`` if there is none
@@ -97,7 +97,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         encoder_arch: list[int] | None = None,
         model_arch: list[int] | None = None,
         n_critics: int = 2,
-        pessimism: float = 0.0,
+        pessimism: float | None = None,
         task_embedding_dim: int = 32,
         task_key: str = "task",
         n_tasks: int | None = None,
@@ -108,14 +108,16 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
             raise ValueError("M3PO does not support generalized State-Dependent Exploration: pass use_sde=False")
         if not share_features_extractor:
             raise ValueError("M3PO's policy, model and critics share one latent: pass share_features_extractor=True")
-        self.sizes = Sizes(
-            latent_dim=latent_dim, n_critics=n_critics, pessimism=pessimism, task_embedding_dim=task_embedding_dim
-        )
+        self.sizes = Sizes(latent_dim=latent_dim, n_critics=n_critics, task_embedding_dim=task_embedding_dim)
         self.sizes.encoder_arch = self.sizes.encoder_arch if encoder_arch is None else list(encoder_arch)
         self.sizes.model_arch = self.sizes.model_arch if model_arch is None else list(model_arch)
         self.task_key, self.n_tasks = task_key, n_tasks
         #: Tells the tasks of observations; ``None`` for a single task
         self.tasks = find_tasks(observation_space, task_key, n_tasks)
+        if pessimism is None:
+            # Critics disagree where a task has hardly been explored; their minimum keeps a policy of many tasks from going there
+            pessimism = 1.0 if self.tasks is None else 0.0
+        self.sizes.pessimism = pessimism
         #: What the networks see of an observation
         self.seen_space = observation_space if self.tasks is None else self.tasks.seen(observation_space)
         self.gamma = gamma

@@ -37,7 +37,7 @@ class Sizes:
     pi_arch: list[int] = field(default_factory=lambda: [256, 256])
     critic_arch: list[int] = field(default_factory=lambda: [128])
     n_critics: int = 2
-    pessimism: float = 0.0
+    pessimism: float = 1.0
     task_embedding_dim: int = 32
 
     def check(self) -> None:

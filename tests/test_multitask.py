@@ -462,6 +462,17 @@ def test_values_are_in_each_task_s_reward_units() -> None:
     assert policy.predict_values(obs).flatten().tolist() == pytest.approx((before * th.tensor([2.0, 100.0])).tolist())
 
 
+def test_values_of_several_tasks_are_the_mean_of_the_critics(tmp_path: Any) -> None:
+    envs = two_targets(), DummyVecEnv([lambda: Target(TaskTable([LARGE]), "large")])
+    several, single = (tiny_model(env, "MultiInputPolicy") for env in envs)
+    several.save(tmp_path / "model")
+    for model, pessimism in ((several, 0.0), (M3PO.load(tmp_path / "model"), 0.0), (single, 1.0)):
+        assert model.policy.world_model.pessimism == model.policy.bar.pessimism == pessimism
+    for env in envs:
+        model = tiny_model(env, "MultiInputPolicy", policy_kwargs=tiny_policy_kwargs(pessimism=0.5))
+        assert model.policy.world_model.pessimism == 0.5
+
+
 @pytest.mark.expensive
 def test_rewards_of_unlike_size_train_side_by_side() -> None:
     table = TaskTable([TaskSpec("cents", 2, 3), TaskSpec("thousands", 4, 3)])

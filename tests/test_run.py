@@ -509,7 +509,7 @@ def test_options_train(options: dict[str, Any], action_space: spaces.Space) -> N
         dict(encoder_arch=[]),
         dict(model_arch=[]),
         dict(n_critics=1),
-        dict(pessimism=1.0),
+        dict(pessimism=0.0),
         dict(activation_fn=th.nn.Tanh),
         dict(optimizer_class=th.optim.RMSprop),
     ],
