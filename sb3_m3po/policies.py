@@ -115,7 +115,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         #: Tells the tasks of observations; ``None`` for a single task
         self.tasks = find_tasks(observation_space, task_key, n_tasks)
         if pessimism is None:
-            # Critics disagree where a task has hardly been explored; their minimum keeps a policy of many tasks from going there
+            # Critics disagree where a task has hardly been explored: their minimum would keep the policy from going there
             pessimism = 1.0 if self.tasks is None else 0.0
         self.sizes.pessimism = pessimism
         #: What the networks see of an observation
