@@ -327,6 +327,7 @@ OTHER_ARGUMENTS: dict[str, Any] = dict(
     encoder_arch=[12, 16],
     model_arch=[16, 24],
     n_critics=3,
+    pessimism=0.3,
     task_embedding_dim=7,
     task_key="which",
     n_tasks=2,
