@@ -281,7 +281,7 @@ class WorldModel(nn.Module):
         :return: Shape ``(batch,)``, in scaled units
         """
         q = self.action_values(z, a)
-        value = q.mean(0) if self.pessimism == 0 else q.mean(0) - self.pessimism * q.std(0, correction=0)
+        value = q.mean(0) - self.pessimism * q.std(0, correction=0)
         if self.codec.enumerable:
             assert not isinstance(self.codec, GaussianActions)
             return (self.codec.joint_log_prob(params).exp() * value).sum(-1)

@@ -164,9 +164,12 @@ def test_value_of_the_policy_is_that_of_its_mode(name: str) -> None:
 
 
 @every_kind
-def test_pessimism_of_one_is_the_lower_one_of_two_critics(space: spaces.Space) -> None:
+@pytest.mark.parametrize(("pessimism", "reduced"), [(0.0, th.mean), (1.0, th.amin)], ids=["mean", "minimum"])
+def test_pessimism_goes_from_the_mean_of_two_critics_to_the_lower_one(
+    space: spaces.Space, pessimism: float, reduced: Any
+) -> None:
     th.manual_seed(0)
-    model = WorldModel(FEATURES, make_action_codec(space), Sizes(**{**SIZES, "n_critics": 2, "pessimism": 1.0}))  # type: ignore[arg-type]
+    model = WorldModel(FEATURES, make_action_codec(space), Sizes(**{**SIZES, "n_critics": 2, "pessimism": pessimism}))  # type: ignore[arg-type]
     with th.no_grad():
         model.critics.weights[-1].normal_()
     z = model.encode(normal(BATCH, FEATURES))
@@ -175,9 +178,9 @@ def test_pessimism_of_one_is_the_lower_one_of_two_critics(space: spaces.Space) -
     q = model.action_values(z, a)
     assert not th.allclose(q[0], q[1])
     if model.codec.enumerable:
-        expected = (model.codec.joint_log_prob(params).exp() * q.amin(0)).sum(-1)  # type: ignore[operator]
+        expected = (model.codec.joint_log_prob(params).exp() * reduced(q, 0)).sum(-1)  # type: ignore[operator]
     else:
-        expected = q.amin(0)
+        expected = reduced(q, 0)
     assert th.allclose(model.policy_value(z), expected, atol=1e-5)
 
 
