@@ -16,8 +16,8 @@ from benchmarks.record import RANDOM_CSV, commit, machine, read_rows, write_rows
 from benchmarks.suites import ENVIRONMENTS
 from benchmarks.targets import TARGETS
 from benchmarks.task_sets import is_task_set, name_of, task_vec_env, tasks_of
+from benchmarks.task_table import SINGLES
 
-SETS = ("dm", "discrete-mix")
 COLUMNS = ("env", "mean_reward", "std_reward", "n_episodes", "lag_correlation", "commit", "command", "machine")
 SEED = 200_000_000
 
@@ -86,10 +86,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--envs", nargs="+", help="some of them; the other rows stay")
     args = parser.parse_args(argv)
     names = [target.env_id for target in TARGETS]
-    names += [environment.env_id for environment in ENVIRONMENTS if environment.env_id not in names]
-    names += [f"{name}:{name_of(task)}" for name in SETS for task in tasks_of(name)]
+    names += [environment.env_id for environment in ENVIRONMENTS]
+    names += [prefix + name_of(task) for env_id, (_, prefix) in SINGLES.items() for task in tasks_of(env_id)]
     rows = [row for row in read_rows(RANDOM_CSV) if args.envs and row["env"] not in args.envs]
-    rows += [measure(name, args.episodes) for name in args.envs or names]  # type: ignore[misc]
+    rows += [measure(name, args.episodes) for name in args.envs or dict.fromkeys(names)]  # type: ignore[misc]
     write_rows(RANDOM_CSV, rows, COLUMNS)
 
 

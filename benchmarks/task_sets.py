@@ -1,17 +1,16 @@
 """
 The sets of tasks of the benchmarks, under names that stand where an environment's id does.
 
-``mt10`` is a whole set, ``dm:walker-run-v0`` one task of it alone, ``dm-family:-walker-run-v0`` the set without it.
+``mt10`` is a whole set, ``dm-family:walker-run-v0`` one task of it alone, ``dm-family:-walker-run-v0`` the set without it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks.envs import DM_CONTROL_ACTION_REPEAT
 from sb3_m3po import Task, make_multitask_vec_env
-from sb3_m3po.envs import DM_CONTROL_EASY
 from sb3_m3po.envs.padding import action_dim
 from sb3_m3po.envs.suites import expand
 from sb3_m3po.envs.vec_env import find_layout
@@ -20,22 +19,14 @@ from sb3_m3po.envs.vec_env import find_layout
 #: shows. Episodes of 200 frames, as in the published runs of BRC and TD-MPC2: what is left of its 500 is spent where the hand
 #: got stuck. With 50 decisions in an episode goes a discount factor of 0.97; other algorithms than M3PO have one of their own.
 META_WORLD = Task("Meta-World/MT10", gamma=0.97, env_kwargs={"max_episode_steps": 200}, action_repeat=4)
-_FAMILY = tuple(
-    f"dm_control/{name}-v0" for name in ("walker-stand", "walker-walk", "walker-run", "cartpole-balance", "cartpole-swingup")
-)
-
-
-def _dm_control(ids: Iterable[str]) -> list[Task]:
-    """Tasks as the single-task runs have them."""
-    return [Task(env_id, action_repeat=DM_CONTROL_ACTION_REPEAT) for env_id in ids]
+#: Tasks of two bodies
+_FAMILY = ("walker-stand", "walker-walk", "walker-run", "cartpole-balance", "cartpole-swingup")
 
 
 TASK_SETS: dict[str, Callable[[], list[Task]]] = {
     "mt10": lambda: expand(META_WORLD),
     "dm-mix": lambda: expand(Task("dm_control/easy", action_repeat=DM_CONTROL_ACTION_REPEAT)),
-    "dm-family": lambda: _dm_control(_FAMILY),
-    # Of these the single-task runs are
-    "dm": lambda: _dm_control(dict.fromkeys((*DM_CONTROL_EASY, *_FAMILY))),
+    "dm-family": lambda: [Task(f"dm_control/{name}-v0", action_repeat=DM_CONTROL_ACTION_REPEAT) for name in _FAMILY],
     "discrete-mix": lambda: expand(
         ["CartPole-v1", "Acrobot-v1", "LunarLander-v3", "MiniGrid-Empty-5x5-v0", "MiniGrid-DoorKey-5x5-v0"]
     ),

@@ -18,8 +18,13 @@ from benchmarks.table import N_LAST, number
 from benchmarks.task_sets import name_of, tasks_of
 from sb3_m3po.plotting import plot_task_heatmap
 
-#: Set of tasks -> the one whose single tasks its own are compared with
-SINGLES = {"dm-mix": "dm", "dm-family": "dm", "discrete-mix": "discrete-mix"}
+#: Set of tasks -> algorithm and variant of the agents that have one of its tasks each, and what their environments are called
+#: in front of the task's name
+SINGLES = {
+    "dm-mix": ("m3po-100k", "dm_control/"),
+    "dm-family": ("m3po-100k", "dm_control/"),
+    "discrete-mix": ("m3po-tasks", "discrete-mix:"),
+}
 SHARE_TO_REACH = 0.8
 
 
@@ -54,17 +59,19 @@ def load(folder: Path, label: str, env_id: str, seeds: range = range(100)) -> di
     """
     :param folder: where the CSV files are
     :param label: algorithm and variant, as the folder is called
-    :param env_id: a set of tasks, or a part of one
+    :param env_id: a set of tasks, a part of one, or an environment
     :param seeds: which to look for
     :return: by seed and task
     """
     found: dict[int, dict[str, Curve]] = {}
     for seed in seeds:
         rows = read_rows(folder / label / f"{stem(env_id, seed)}.csv")
-        for task in dict.fromkeys(row["task"] for row in rows):
-            mine = [row for row in rows if row["task"] == task]
+        # Without tasks the environment is the only one
+        names = [row.get("task", env_id.rpartition("/")[2]) for row in rows]
+        for task in dict.fromkeys(names):
+            mine = [row for row, name in zip(rows, names, strict=True) if name == task]
             steps, scores = ([float(row[key]) for row in mine] for key in ("steps", "mean_reward"))
-            successes = [float(row["success_rate"] or "nan") for row in mine]
+            successes = [float(row.get("success_rate") or "nan") for row in mine]
             minutes = [float(row["cpu_seconds"]) / 60 for row in mine]
             found.setdefault(seed, {})[task] = Curve(*map(np.array, (steps, scores, successes, minutes)))
     return found
@@ -135,16 +142,15 @@ def success_figures(folder: Path, env_id: str, labels: list[str], images: Path) 
     plot_task_heatmap(evaluations, dict.fromkeys(tasks, (0.0, 1.0))).savefig(images / f"{env_id}-tasks.png", dpi=80)
 
 
-def share_table(folder: Path, env_id: str, label: str, single: str) -> None:
+def share_table(folder: Path, env_id: str, label: str) -> None:
     """
     Print the scores of one agent beside those of agents with a task each, between a random policy (0) and those (1).
 
     :param folder: where the CSV files are
     :param env_id: a set of tasks
     :param label: algorithm and variant of the one agent
-    :param single: those of the agents with a task each
     """
-    runs, random = load(folder, label, env_id), random_scores()
+    (single, prefix), runs, random = SINGLES[env_id], load(folder, label, env_id), random_scores()
     if not runs:
         return
     print(f"\n| {env_id} ({label}) | one agent | an agent each ({single}) | random | share |")
@@ -152,9 +158,9 @@ def share_table(folder: Path, env_id: str, label: str, single: str) -> None:
     shares = []
     for task in tasks_of(env_id):
         name = name_of(task)
-        alone = load(folder, single, f"{SINGLES[env_id]}:{name}")
+        alone = load(folder, single, prefix + name)
         mine, theirs = ([run[name].final for run in group.values()] for group in (runs, alone))
-        low = random.get(f"{SINGLES[env_id]}:{name}")
+        low = random.get(prefix + name)
         if not theirs or low is None:
             print(
                 f"| {name} | {number(float(np.mean(mine)))} | {'' if theirs else 'not run'} | {'' if low is None else low} | |"
@@ -176,12 +182,12 @@ def growth_table(folder: Path, env_id: str, label: str) -> None:
     :param env_id: a set of tasks
     :param label: algorithm and variant of the agent that learned the others
     """
-    ratios = []
-    lines = []
+    ratios, lines = [], []
+    single, prefix = SINGLES[env_id]
     for task in map(name_of, tasks_of(env_id)):
-        alone = load(folder, "m3po-default", f"{SINGLES[env_id]}:{task}")
+        alone = load(folder, single, prefix + task)
         for train in ("all", "new"):
-            grown = load(folder, f"{label},grown-{train}", f"{SINGLES[env_id]}:{task}")
+            grown = load(folder, f"{label},grown-{train}", f"{env_id}:{task}")
             if not (grown and alone):
                 continue
             goal = SHARE_TO_REACH * float(np.mean([run[task].final for run in alone.values()]))
@@ -210,7 +216,6 @@ def main(argv: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--label", default="m3po-tasks", help="algorithm and variant of the agent over tasks")
-    parser.add_argument("--single", default="m3po-default", help="those of the agents with a task each")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--images", type=Path, help="folder of the pictures")
     args = parser.parse_args(argv)
@@ -219,7 +224,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.images is not None:
         success_figures(args.results, "mt10", labels, args.images)
     for env_id in ("dm-mix", "discrete-mix"):
-        share_table(args.results, env_id, args.label, args.single)
+        share_table(args.results, env_id, args.label)
     growth_table(args.results, "dm-family", args.label)
 
 
