@@ -81,8 +81,11 @@ conformance-zoo: $(VENV)/.tests ## run rl-zoo3's own tests with m3po
 benchmark: $(VENV)/.tests ## time updates, predictions and planned steps
 	$(BIN)/python -m benchmarks.speed
 
-benchmark-report: $(VENV)/.tests ## make the tables and figures of benchmarks/report from the committed results
+benchmark-report: $(VENV)/.tests ## make all tables and figures of the benchmarks from the committed results
 	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.ablations --dry-run
+	$(BIN)/python -m benchmarks.task_table --images docs/images
+	$(BIN)/python -m benchmarks.table
 
 build: $(VENV)/.dev ## make the source distribution and the wheel in dist/
 	$(BIN)/python -m build

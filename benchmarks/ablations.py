@@ -13,8 +13,8 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 
+from benchmarks.curves import Results
 from benchmarks.record import RESULTS
-from benchmarks.report import Results
 from benchmarks.run import run_commands
 from benchmarks.suites import core_hours
 
@@ -179,11 +179,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     runs = commands(args.only, args.seeds)
     hours = sum(core_hours("m3po", env_id, STEPS) for env_id, _ in runs)
-    print(f"{len(runs)} runs, about {hours:.1f} core-hours", flush=True)
+    print(f"{len(runs)} runs, about {hours:.1f} core-hours of training", flush=True)
     failed = 0 if args.dry_run else run_commands([[*run, "--out", str(args.results)] for _, run in runs], args.jobs)
     matplotlib.use("Agg")
     for part in args.only:
-        if found := scores(Results(args.results), part):
+        if found := scores(Results(args.results, STEPS), part):
             print("\n" + table(part, found))
             args.images.mkdir(parents=True, exist_ok=True)
             figure(part, found, args.images / f"ablation-{part.replace('_', '-')}.png")

@@ -90,6 +90,33 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if None not in row.values()]
 
 
+def stem(env_id: str, seed: int | str) -> str:
+    """
+    :param env_id: id of the environment, or name of the set of tasks
+    :param seed: seed of the training
+    :return: how the files of the run are called
+    """
+    return f"{env_id.replace('/', '-').replace(':', '_')}_seed{seed}"
+
+
+def load_runs(folder: Path, label: str, env_id: str) -> dict[int, list[dict[str, str]]]:
+    """
+    :param folder: where the CSV files are
+    :param label: algorithm and variant, as the folder of the files is called
+    :param env_id: id of the environment, or name of the set of tasks
+    :return: by seed, the rows of each run that has any
+    """
+    runs = map(read_rows, (folder / label).glob(f"{stem(env_id, '*')}.csv"))
+    return {int(rows[0]["seed"]): rows for rows in sorted(filter(None, runs), key=lambda rows: int(rows[0]["seed"]))}
+
+
+def random_scores() -> dict[str, float]:
+    """
+    :return: mean return of a random policy, by environment
+    """
+    return {row["env"]: float(row["mean_reward"]) for row in read_rows(RANDOM_CSV)}
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
     """
     Replace a results file.

@@ -33,7 +33,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_nor
 
 from benchmarks.algorithms import Settings, algorithm_class, apply_overrides, policy_name, zoo_settings
 from benchmarks.envs import frames_per_decision, vec_env
-from benchmarks.record import CHECKPOINTS, RESULTS, Clock, append_row, commit, machine, read_rows, write_rows
+from benchmarks.record import CHECKPOINTS, RESULTS, Clock, append_row, commit, machine, read_rows, stem, write_rows
 from benchmarks.task_sets import frames_of, is_task_set, task_vec_env
 from sb3_m3po import evaluate_per_task
 
@@ -114,10 +114,16 @@ class Run:
         """The columns of the file."""
         return TASK_COLUMNS if is_task_set(self.env_id) else COLUMNS
 
-    @property
-    def interval(self) -> int:
-        """Environment steps from one evaluation to the next."""
-        return max(1_000, self.steps // 20)
+    def next_evaluation(self, steps: int) -> int:
+        """
+        :param steps: environment steps so far
+        :return: when it is evaluated next: at each twentieth of the budget, and a single environment every 5,000 steps up to
+            100,000 anyhow, so that agents of different budgets are looked at as closely there
+        """
+        interval = max(1_000, self.steps // 20)
+        if steps < 100_000 and not is_task_set(self.env_id):
+            interval = min(interval, 5_000)
+        return min((steps // interval + 1) * interval, self.steps)
 
     @property
     def frames(self) -> int:
@@ -128,15 +134,6 @@ class Run:
         """Whether all rows reach the end of the budget."""
         found = [read_rows(self.csv_path(variant)) for variant in self.evaluations]
         return all(rows and int(rows[-1]["steps"]) >= self.steps for rows in found)
-
-
-def stem(env_id: str, seed: int) -> str:
-    """
-    :param env_id: id of the environment, or name of the set of tasks
-    :param seed: seed of the training
-    :return: how the files of the run are called
-    """
-    return f"{env_id.replace('/', '-').replace(':', '_')}_seed{seed}"
 
 
 class Evaluate(BaseCallback):
@@ -159,25 +156,21 @@ class Evaluate(BaseCallback):
         if self.run.grown_from is not None and self.num_timesteps == 0:
             # Before it has seen anything of the new task
             self._record(0)
-        self._plan_next()
+        self._next = self.run.next_evaluation(self.num_timesteps * self.run.frames)
         self.clock.start()
-
-    def _plan_next(self) -> None:
-        """Set the environment step of the next evaluation."""
-        steps = self.num_timesteps * self.run.frames
-        self._next = min((steps // self.run.interval + 1) * self.run.interval, self.run.steps)
 
     def _on_step(self) -> bool:
         steps = self.num_timesteps * self.run.frames
         if steps < self._next:
             return True
         self.clock.stop()
-        self._record(steps)
         finished = steps >= self.run.steps
         if finished:
+            # Before the rows that say that it is done
             self.model.save(self.run.checkpoint_dir / "final.zip")
-        else:
-            self._plan_next()
+        self._record(steps)
+        if not finished:
+            self._next = self.run.next_evaluation(steps)
             self._checkpoint(steps)
             self.clock.start()
         return not finished

@@ -30,11 +30,13 @@ def main(argv: list[str] | None = None) -> None:
     runs = [(env_id, seed) for env_id in args.envs or steps for seed in args.seeds]
     hours = {env_id: core_hours(args.algo, env_id, n) for env_id, n in steps.items()}
     runs.sort(key=lambda run: hours[run[0]], reverse=True)
-    print(f"{len(runs)} runs, about {sum(hours[env_id] for env_id, _ in runs):.1f} core-hours", flush=True)
+    print(f"{len(runs)} runs, about {sum(hours[env_id] for env_id, _ in runs):.1f} core-hours of training", flush=True)
     if args.dry_run:
         return
     if args.suites != ["table"] and not (args.zoo or args.name):
         parser.error("these budgets are not the table's, whose rows would be overwritten: give --name 100k")
+    if args.suites == ["table"] and args.zoo and not args.name:
+        parser.error("these budgets are not the suites', whose rows would be overwritten: give --name zoo-table")
     options = settings_options(args)
     commands = [
         ["benchmarks.run", "--env", env_id, "--steps", str(steps[env_id]), "--seeds", str(seed), *options]

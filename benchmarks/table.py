@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.record import RANDOM_CSV, RESULTS, read_rows
+from benchmarks.record import RESULTS, load_runs, random_scores
 from benchmarks.targets import TARGETS, Target
 
 N_LAST = 3
@@ -36,29 +36,26 @@ class Score:
     cpu_minutes: float
 
 
-def load_curves(folder: Path, algo: str, variant: str, env_id: str) -> dict[int, Curve]:
+def load_curves(folder: Path, label: str, env_id: str) -> dict[int, Curve]:
     """
     :param folder: where the CSV files are
-    :param algo: name of the algorithm
-    :param variant: name of its settings
+    :param label: algorithm and variant, as the folder of the files is called
     :param env_id: id of the environment
     :return: the evaluations of each seed
     """
-    curves: dict[int, Curve] = {}
-    for path in sorted((folder / f"{algo}-{variant}").glob(f"{env_id.replace('/', '-')}_seed*.csv")):
-        for row in read_rows(path):
-            point = (float(row["mean_reward"]), float(row["cpu_seconds"]))
-            curves.setdefault(int(row["seed"]), {})[int(row["steps"])] = point
-    return curves
+    return {
+        seed: {int(row["steps"]): (float(row["mean_reward"]), float(row["cpu_seconds"])) for row in rows}
+        for seed, rows in load_runs(folder, label, env_id).items()
+    }
 
 
 def score(curves: dict[int, Curve], target: Target) -> Score | None:
     """
     :param curves: the evaluations of each seed
     :param target: the row
-    :return: the scores of the seeds that have come to the end, ``None`` if none has
+    :return: the scores of the seeds that have come to the end and were evaluated in time, ``None`` if none was
     """
-    whole = {seed: curve for seed, curve in curves.items() if max(curve, default=0) >= target.until}
+    whole = {seed: curve for seed, curve in curves.items() if max(curve) >= target.until and min(curve) <= target.within}
     if not whole:
         return None
     per_seed, minutes = {}, []
@@ -128,10 +125,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds a row needs")
     parser.add_argument("--share", type=float, default=1.0, help="part of the way from random to the bar that is asked for")
     args = parser.parse_args(argv)
-    random = {row["env"]: float(row["mean_reward"]) for row in read_rows(RANDOM_CSV)}
+    random = random_scores()
     print(HEADER + "\n" + "| --- " * 8 + "|")
     for target in TARGETS:
-        curves = load_curves(args.results, args.algo, args.variant, target.env_id)
+        curves = load_curves(args.results, f"{args.algo}-{args.variant}", target.env_id)
         print(line(target, score(curves, target), random.get(target.env_id), args))
 
 

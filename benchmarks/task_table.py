@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.record import RANDOM_CSV, RESULTS, read_rows
-from benchmarks.run import stem
+from benchmarks.curves import median_with_bounds
+from benchmarks.record import RESULTS, load_runs, random_scores
 from benchmarks.table import N_LAST, number
 from benchmarks.task_sets import name_of, tasks_of
 from sb3_m3po.plotting import plot_task_heatmap
@@ -55,17 +55,15 @@ class Curve:
         return float(self.steps[found[0]]) if len(found) else np.inf
 
 
-def load(folder: Path, label: str, env_id: str, seeds: range = range(100)) -> dict[int, dict[str, Curve]]:
+def load(folder: Path, label: str, env_id: str) -> dict[int, dict[str, Curve]]:
     """
     :param folder: where the CSV files are
     :param label: algorithm and variant, as the folder is called
     :param env_id: a set of tasks, a part of one, or an environment
-    :param seeds: which to look for
     :return: by seed and task
     """
     found: dict[int, dict[str, Curve]] = {}
-    for seed in seeds:
-        rows = read_rows(folder / label / f"{stem(env_id, seed)}.csv")
+    for seed, rows in load_runs(folder, label, env_id).items():
         # Without tasks the environment is the only one
         names = [row.get("task", env_id.rpartition("/")[2]) for row in rows]
         for task in dict.fromkeys(names):
@@ -182,7 +180,8 @@ def growth_table(folder: Path, env_id: str, label: str) -> None:
     :param env_id: a set of tasks
     :param label: algorithm and variant of the agent that learned the others
     """
-    ratios, lines = [], []
+    ratios: list[tuple[float, bool]] = []
+    lines = []
     single, prefix = SINGLES[env_id]
     for task in map(name_of, tasks_of(env_id)):
         alone = load(folder, single, prefix + task)
@@ -193,21 +192,26 @@ def growth_table(folder: Path, env_id: str, label: str) -> None:
             goal = SHARE_TO_REACH * float(np.mean([run[task].final for run in alone.values()]))
             scratch, taken_in = ([run[task].reaches(goal) for run in group.values()] for group in (alone, grown))
             zero_shot = np.mean([run[task].scores[0] for run in grown.values()])
-            ratio = np.median(scratch) / max(np.median(taken_in), 1.0)
+            ratio = how_much_faster(scratch, taken_in, next(iter(grown.values()))[task].steps)
             if train == "all":
                 ratios.append(ratio)
             steps = " | ".join(", ".join(f"{value:,.0f}" for value in values) for values in (scratch, taken_in))
-            lines.append(f"| {task} ({train}) | {number(goal)} | {number(float(zero_shot))} | {steps} | {ratio:.1f} |")
+            cell = median_with_bounds([ratio], "<", 1)
+            lines.append(f"| {task} ({train}) | {number(goal)} | {number(float(zero_shot))} | {steps} | {cell} |")
     if lines:
         print(f"\n| new task of {env_id} ({label}) | reach | at 0 steps | steps from scratch | steps taken in | ratio |")
-        print("| --- " * 6 + "|", *lines, f"| median | | | | | {np.median(ratios):.1f} |", sep="\n")
+        print("| --- " * 6 + "|", *lines, f"| median | | | | | {median_with_bounds(ratios, '<', 1)} |", sep="\n")
 
 
-def random_scores() -> dict[str, float]:
+def how_much_faster(scratch: list[float], taken_in: list[float], steps: np.ndarray) -> tuple[float, bool]:
     """
-    :return: mean return of a random policy, by environment
+    :param scratch: steps to a score from scratch, of each seed
+    :param taken_in: the same of the agent that knows other tasks; infinity if it never came there
+    :param steps: when it was evaluated, from 0 on; a task that it can do at once counts as one interval
+    :return: the first by the second, of the median seeds, and whether that is an upper bound
     """
-    return {row["env"]: float(row["mean_reward"]) for row in read_rows(RANDOM_CSV)}
+    mine = float(np.median(taken_in))
+    return float(np.median(scratch)) / np.clip(mine, steps[1], steps[-1]), mine == np.inf
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,6 +1,6 @@
 """What an agent scores on each of several tasks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,35 @@ def iqm(scores: np.ndarray) -> float:
     ordered = np.sort(scores, axis=None)
     cut = int(0.25 * len(ordered))
     return float(ordered[cut : len(ordered) - cut].mean())
+
+
+def bootstrap_interval(
+    scores: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], n_resamples: int = 2_000, confidence: float = 0.95
+) -> np.ndarray:
+    """
+    rliable's stratified bootstrap, the same at each call.
+
+    :param scores: Shape ``(n_runs, n_tasks, ...)``
+    :param statistic: Maps scores to numbers, shape ``(k,)``
+    :param n_resamples: Bootstrap samples, each of runs within each task
+    :param confidence: Of the intervals
+    :return: Their lower and upper ends, shape ``(2, k)``
+    :raises ImportError: if rliable is missing
+    """
+    try:
+        from rliable import library
+    except ImportError as error:
+        raise ImportError(f'Intervals need rliable: pip install "sb3_m3po[plots]" ({error})') from error
+    # rliable draws from NumPy's global generator
+    state = np.random.get_state()
+    np.random.seed(0)
+    try:
+        _, found = library.get_interval_estimates(
+            {"all": scores}, statistic, reps=n_resamples, confidence_interval_size=confidence
+        )
+    finally:
+        np.random.set_state(state)
+    return found["all"]
 
 
 @dataclass(frozen=True)
@@ -85,24 +114,8 @@ class TaskScores(Mapping[str, float]):
         :return: Where the interquartile mean lies, by rliable's stratified bootstrap
         :raises ImportError: if rliable is missing
         """
-        try:
-            from rliable import library
-        except ImportError as error:
-            raise ImportError(f'Intervals need rliable: pip install "sb3_m3po[plots]" ({error})') from error
-        # rliable draws from NumPy's global generator
-        state = np.random.get_state()
-        np.random.seed(0)
-        try:
-            _, found = library.get_interval_estimates(
-                {"all": self.scores},
-                lambda scores: np.array([iqm(scores)]),
-                reps=n_resamples,
-                confidence_interval_size=confidence,
-            )
-        finally:
-            np.random.set_state(state)
-        low, high = found["all"][:, 0].tolist()
-        return low, high
+        low, high = bootstrap_interval(self.scores, lambda scores: np.array([iqm(scores)]), n_resamples, confidence)[:, 0]
+        return float(low), float(high)
 
     def __str__(self) -> str:
         width = max(len("IQM"), *map(len, self))

@@ -10,10 +10,10 @@ from gymnasium import spaces
 
 from benchmarks import ablations, report, scaling, speed, suite
 from benchmarks.algorithms import apply_overrides
+from benchmarks.curves import Curve, Results, interquartile_means, median_with_bounds
 from benchmarks.model_free import ModelFree
-from benchmarks.record import read_rows, write_rows
-from benchmarks.report import Curve, Results, interquartile_mean
-from benchmarks.run import COLUMNS, stem
+from benchmarks.record import read_rows, stem, write_rows
+from benchmarks.run import COLUMNS
 from benchmarks.suites import ENVIRONMENTS, budgets, core_hours
 from sb3_m3po import M3PO
 from sb3_m3po.memory import ReplayMemory
@@ -29,14 +29,46 @@ def test_steps_and_seconds_to_a_score_lie_between_evaluations():
     assert curve.seconds_to(0.7) == pytest.approx(4)
     assert curve.steps_to(0.05) == pytest.approx(5), "a random policy scores 0 at 0 steps"
     assert curve.steps_to(0.95) == curve.seconds_to(0.95) == np.inf
-    assert curve.at(29) == pytest.approx([0.4, 0.6])
+    assert curve.at(29) == pytest.approx([0.4, 0.6]) and curve.at(9) == pytest.approx([0, 0])
+    assert curve.after(3.5) == pytest.approx([0.4, 0.2]) and curve.after(2) == pytest.approx([0.4, 0])
 
 
-def test_interquartile_mean_leaves_out_the_outer_quarters():
-    scores = np.array([[-100.0, 1, 2, 100], [-100, 1, 2, 100]])
-    mean, low, high = interquartile_mean(scores)
-    assert mean == pytest.approx(1.5)
-    assert low <= mean <= high
+def test_interquartile_means_leave_out_the_outer_quarters_and_are_the_same_again():
+    scores = np.array([[[-100.0], [1], [2], [100]], [[-100], [1.2], [2.2], [100]], [[-100], [1.4], [2.4], [100]]])
+    found = interquartile_means(scores, 200)
+    assert found.shape == (3, 1) and found[:, 0] == pytest.approx([1.7, 1.5, 1.9], abs=0.11)
+    np.random.seed(1)
+    assert np.array_equal(interquartile_means(scores, 200), found)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "bound", "text"),
+    [
+        ([(3.0, False), (1.0, True), (5.0, False)], "<", "3.0"),
+        ([(3.0, False), (4.0, True), (5.0, False)], "<", "< 4.0"),
+        # Four could be two, and then the median would be three
+        ([(3.0, False), (4.0, True), (2.0, False)], "<", "< 3.0"),
+        ([(3.0, True), (1.0, False), (5.0, False), (7.0, False)], "<", "< 4.0"),
+        ([(3.0, False), (6.0, True), (5.0, False)], ">", "5.0"),
+        ([(3.0, False), (2.0, True), (5.0, False)], ">", "> 3.0"),
+    ],
+)
+def test_a_median_says_when_it_is_only_a_bound(ratios, bound, text):
+    assert median_with_bounds(ratios, bound, 1) == text
+
+
+def test_agents_of_different_budgets_are_smoothed_over_as_many_steps(tmp_path):
+    """The same learner, looked at ten times as often."""
+    results = Results(tmp_path)
+    low, high = results.random["LunarLander-v3"], results.reference["LunarLander-v3"]
+    for label, interval, end in ((report.M3PO, 5_000, 100_000), (report.PPO, 5_000, 1_000_000)):
+        returns = [low + (high - low) * (1 - np.exp(-steps / 20_000)) for steps in range(interval, end + 1, interval)]
+        record(tmp_path, label, "LunarLander-v3", 0, returns, interval, 1.0)
+    mine, theirs = report.pair(results, report.M3PO, report.PPO, "LunarLander-v3")
+    assert report.race(mine, theirs, 0.95 * theirs.mean[-1])[1][0] == pytest.approx(1.0)
+    # One that was killed is no whole run
+    record(tmp_path, report.M3PO, "LunarLander-v3", 1, returns[:19], 5_000, 1.0)
+    assert len(results.curve(report.M3PO, "LunarLander-v3").scores) == 1
 
 
 def record(folder: Path, label: str, env_id: str, seed: int, returns: list[float], interval: int, cpu: float) -> None:
@@ -60,25 +92,32 @@ def test_report_is_made_from_csv_files_alone(tmp_path, capsys):
     report.main(["--results", str(tmp_path), "--out", str(tmp_path / "report")])
     text = (tmp_path / "report" / "tables.md").read_text()
     assert text.split("\n\n", 1)[1].strip() == capsys.readouterr().out.strip()
-    # The running mean is 0.5, 0.75, 0.83, 1: 0.95 lies at 0.7 of the way from the third to the fourth evaluation
-    assert "| Pendulum-v1 | ppo-zoo | 1.00 | 925,000 | 92,500 | 10.0 | 92 | 370 | 4.00 |" in text
-    assert "| **median** |  |  |  |  | **10.0** |  |  | **4.00** |" in text
-    assert "Not compared, because the opponent ends below 0.1: Hopper-v5 (ppo-zoo: 0.00)." in text
-    assert "| dm_control/walker-walk-v0 | 0.896 | 0.960 | 0.886 | not in 100,000 | 0.0 |" in text
+    # 0.95 lies at 0.9 of the way from the first to the second evaluation
+    assert "| Pendulum-v1 | PPO (rl-zoo3's) | 2, 2 | 1.00 | 475,000 | 47,500 | 10.0 | 48 | 190 | 4.00 |" in text
+    assert "| **median** of 1, 0 of them never reached |  |  |  |  |  | **10.0** |  |  | **4.00** |" in text
+    assert "Not compared, because the opponent ends below 0.1: Hopper-v5 (PPO (rl-zoo3's): 0.00)." in text
+    assert "Not run yet: CartPole-v1, Acrobot-v1, " in text
+    assert "| dm_control/walker-walk-v0 | 0.896 | 0.960 | 0.886 | > 100,000 | < 1.0 |" in text
+    assert "The smallest difference is " in text and "never below -0.1 is missed" in text
     assert {path.suffix for path in (tmp_path / "report").iterdir()} == {".md", ".png"}
 
 
 def test_a_batch_says_how_long_it_takes_before_it_starts(capsys):
     suite.main(["classic", "--algo", "ppo", "--zoo", "--seeds", "0", "1", "--dry-run"])
     hours = 2 * sum(core_hours("ppo", env_id, steps) for env_id, steps in budgets("classic", "ppo", zoo=True).items())
-    assert capsys.readouterr().out == f"12 runs, about {hours:.1f} core-hours\n"
+    assert capsys.readouterr().out == f"12 runs, about {hours:.1f} core-hours of training\n"
     assert budgets("classic", "ppo", zoo=True)["MountainCarContinuous-v0"] == 20_000
     assert set(budgets("off-policy", "sac", zoo=False).values()) == {100_000}
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["atari", "--dry-run"], "atari"), (["classic", "--envs", "Hopper-v5"], "Hopper-v5"), (["classic"], "--name 100k")],
+    [
+        (["atari", "--dry-run"], "atari"),
+        (["classic", "--envs", "Hopper-v5"], "Hopper-v5"),
+        (["classic"], "--name 100k"),
+        (["table", "--zoo"], "zoo-table"),
+    ],
 )
 def test_a_batch_is_refused_that_is_unknown_or_would_overwrite_the_table(options, message, monkeypatch, capsys):
     monkeypatch.setattr(suite, "run_commands", lambda commands, jobs: 0)

@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from benchmarks import run as benchmark
 from benchmarks import speed, task_sets, task_table
-from benchmarks.record import read_rows, write_rows
+from benchmarks.record import read_rows, stem, write_rows
 from benchmarks.run import TASK_COLUMNS
 from benchmarks.task_sets import name_of, task_vec_env, tasks_of
 from benchmarks.task_table import Curve, load
@@ -38,7 +38,7 @@ def run(tmp_path: Path, env_id: str, *options: str, steps: int = 2_000) -> list[
     benchmark.main(["--env", env_id, "--steps", str(steps), "--seeds", "0", "--name", "t", *folders, *options])
     grown = [word for word in options if word in ("all", "new")]
     label = f"m3po-t,grown-{grown[0]}" if grown else "m3po-t"
-    return read_rows(tmp_path / label / f"{benchmark.stem(env_id, 0)}.csv")
+    return read_rows(tmp_path / label / f"{stem(env_id, 0)}.csv")
 
 
 def test_steps_are_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,10 +134,10 @@ def write(folder: Path, label: str, env_id: str, seed: int, scores: dict[str, li
     rows = []
     for i in range(len(next(iter(scores.values())))):
         for task, values in scores.items():
-            row = dict.fromkeys(TASK_COLUMNS, "0")
+            row = dict.fromkeys(TASK_COLUMNS, "0") | {"seed": seed}
             rows.append(row | {"task": task, "steps": 1_000 * i, "mean_reward": values[i], "success_rate": success})
             rows[-1]["cpu_seconds"] = str(60 * i)
-    write_rows(folder / label / f"{benchmark.stem(env_id, seed)}.csv", rows, TASK_COLUMNS)
+    write_rows(folder / label / f"{stem(env_id, seed)}.csv", rows, TASK_COLUMNS)
 
 
 def test_a_curve_reaches_a_score_once() -> None:
@@ -164,13 +164,20 @@ def test_shares_of_single_task_agents(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_how_much_faster_a_new_task_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setitem(task_table.SINGLES, "small", ("one", "suite/"))
     # An agent of its own may have been trained where there are no tasks
-    rows = [{"steps": 1_000 * i, "mean_reward": x, "cpu_seconds": 0} for i, x in enumerate([0, 4, 7, 9, 10, 10, 10])]
-    write_rows(tmp_path / "one" / "suite-a_seed0.csv", rows, ("steps", "mean_reward", "cpu_seconds"))
+    scores = [0, 4, 7, 9, 10, 10, 10]
+    rows = [{"seed": 0, "steps": 1_000 * i, "mean_reward": x, "cpu_seconds": 0} for i, x in enumerate(scores)]
+    write_rows(tmp_path / "one" / "suite-a_seed0.csv", rows, tuple(rows[0]))
     write(tmp_path, "m,grown-all", "small:a", 0, {"a": [3, 9, 10, 10]})
     task_table.growth_table(tmp_path, "small", "m")
     last = capsys.readouterr().out.strip().splitlines()[-2:]
     # 0.8 of 10 is reached at 3,000 and at 1,000 steps
     assert last == ["| a (all) | 8.000 | 3.000 | 3,000 | 1,000 | 3.0 |", "| median | | | | | 3.0 |"]
+
+
+def test_a_task_that_is_known_at_once_or_never_learned_has_a_finite_ratio() -> None:
+    steps = np.array([0.0, 1_000.0, 5_000.0])
+    assert task_table.how_much_faster([4_000, 3_000, 2_000], [0, 0, 1_000], steps) == (3.0, False)
+    assert task_table.how_much_faster([4_000, 3_000, 2_000], [np.inf, np.inf, 1_000], steps) == (0.6, True)
 
 
 def test_mean_success_over_tasks_and_seeds(tmp_path: Path, capsys: Any) -> None:
