@@ -34,7 +34,7 @@ class Frozen(NamedTuple):
 
 class Sequences:
     """
-    A :class:`~sb3_m3po.buffers.SequenceBatch` as tensors: model inputs for actions, scaled units for rewards.
+    A :class:`~sb3_m3po.memory.SequenceBatch` as tensors: model inputs for actions, scaled units for rewards.
 
     :param batch: From the memory; its ``states`` stay an array, shape ``(length + 1, batch)``
     :param policy: Has the return scale, the action codec and the device

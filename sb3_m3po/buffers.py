@@ -28,14 +28,6 @@ class _HybridMixin:
         super().__init__(buffer_size, observation_space, action_space, *args, n_envs=n_envs, **kwargs)  # type: ignore[call-arg]
         self.memory = ReplayMemory(memory_size, observation_space, action_space, n_envs, tasks)
 
-    def store(self, *transition: Any) -> None:
-        """
-        Add one step of every environment to the replay memory.
-
-        :param transition: The arguments of :meth:`ReplayMemory.add`, in their order
-        """
-        self.memory.add(*transition)
-
 
 class HybridRolloutBuffer(_HybridMixin, RolloutBuffer):
     """

@@ -2,15 +2,16 @@
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from numbers import Integral, Real
+from traceback import walk_tb
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_m3po.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
 from sb3_m3po.memory import ReplayMemory
@@ -40,7 +41,8 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
     if isinstance(action_space, spaces.Box) and not np.all(np.isfinite([action_space.low, action_space.high])):
         raise ValueError(
             f"Action space {action_space} must have a finite lower and upper bound in each dimension: "
-            "give it bounds with gymnasium.wrappers.RescaleAction or in the environment"
+            "give it bounds in the environment, or with "
+            "gymnasium.wrappers.TransformAction(env, lambda action: action, gymnasium.spaces.Box(low, high))"
         )
 
 
@@ -119,8 +121,34 @@ def check_numbers(model: Any) -> None:
         raise ValueError("M3PO does not support generalized State-Dependent Exploration: pass use_sde=False")
 
 
+def check_capacity(model: Any) -> None:
+    """
+    :param model: An M3PO model with its memory
+    :raises ValueError: if the sequences that it learns from don't fit into the memory; it warns if the machine has none so
+        large
+    """
+    model.replay_buffer.warn_if_too_large()
+    capacity = model.replay_buffer.capacity
+    if max(model.horizon, model.n_step_returns) > capacity:
+        raise ValueError(
+            f"horizon={model.horizon} and n_step_returns={model.n_step_returns} must fit into the memory's "
+            f"{capacity} steps per environment (buffer_size={model.buffer_size})"
+        )
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real)
+
+
+def known_ent_coef(ent_coef: str | float) -> str | float:
+    """
+    :param ent_coef: A number, as a text too, ``"auto"`` or ``"auto_<initial value>"``
+    :return: The same, as a number where it is one: as in SAC, only what begins with ``"auto"`` is learned
+    """
+    try:
+        return float(ent_coef)
+    except (TypeError, ValueError):
+        return ent_coef
 
 
 def initial_ent_coef(ent_coef: str | float, auto: float) -> float:
@@ -134,8 +162,8 @@ def initial_ent_coef(ent_coef: str | float, auto: float) -> float:
         initial = float((ent_coef[5:] or "nan") if isinstance(ent_coef, str) and ent_coef.startswith("auto_") else ent_coef)
     except ValueError:
         initial = auto if ent_coef == "auto" else math.nan
-    if not (initial > 0 if isinstance(ent_coef, str) else initial >= 0):
-        raise ValueError(f"ent_coef={ent_coef!r} must be a number of at least 0, 'auto' or 'auto_<initial value>'")
+    if not (math.isfinite(initial) and (initial > 0 if isinstance(ent_coef, str) else initial >= 0)):
+        raise ValueError(f"ent_coef={ent_coef!r} must be a finite number of at least 0, 'auto' or 'auto_<initial value>'")
     return initial
 
 
@@ -214,7 +242,7 @@ def check_memory(loaded: Any, mine: ReplayMemory, path: Any) -> None:
     :param loaded: What was in a file
     :param mine: The model's memory
     :param path: The file
-    :raises ValueError: unless it is a memory of the same spaces and number of environments
+    :raises ValueError: unless it is a memory of the same spaces, tasks and number of environments
     """
     if not isinstance(loaded, ReplayMemory):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, not a ReplayMemory saved by save_replay_buffer()")
@@ -222,6 +250,12 @@ def check_memory(loaded: Any, mine: ReplayMemory, path: Any) -> None:
         raise ValueError(
             f"The memory's spaces {loaded.spaces}, {loaded.action_space} are not the model's {mine.spaces}, "
             f"{mine.action_space}"
+        )
+    told_by = [None if memory.tasks is None else (memory.tasks.key, memory.tasks.table) for memory in (loaded, mine)]
+    if told_by[0] != told_by[1]:
+        raise ValueError(
+            f"The memory tells tasks apart by {told_by[0]}, the model by {told_by[1]} (key and table; None: one task): load "
+            "it into a model with the task_key and n_tasks of the one that saved it"
         )
     if loaded.n_envs != mine.n_envs:
         raise ValueError(
@@ -231,26 +265,49 @@ def check_memory(loaded: Any, mine: ReplayMemory, path: Any) -> None:
 
 
 @contextmanager
-def dead_workers_named(model: Any) -> Iterator[None]:
+def dead_workers_named(owner: Any, tasks: Sequence[str] | None = None) -> Iterator[None]:
     """
-    While environments in processes of their own are reset or take a step.
+    While environments in processes of their own are made, reset or take a step.
 
-    :param model: The model that does it
+    :param owner: The model or the vec-env that does it; ``None`` while a vec-env is being made
+    :param tasks: Names of the environments' tasks, in their order; by default what ``make_multitask_vec_env`` noted in the
+        vec-env, or a model's last observations say
     :raises RuntimeError: if processes died: which environments they were, and in which tasks
     """
     try:
         yield
     except (EOFError, ConnectionError) as error:
-        processes = getattr(model.env.unwrapped, "processes", [])
-        ended = wait([process.sentinel for process in processes], timeout=5)
+        env = _half_made(error) if owner is None else owner if isinstance(owner, VecEnv) else owner.env
+        processes = getattr(getattr(env, "unwrapped", None), "processes", [])
+        ended = wait([process.sentinel for process in processes], timeout=5) if processes else []
         dead = [i for i, process in enumerate(processes) if process.sentinel in ended]
         if not dead:
             raise
-        names = [f"environment {i}" for i in dead]
-        if model.task_table is not None and model._last_obs is not None:
-            tasks = model.policy.tasks.ids(model._last_obs)
-            names = [f"{name} (task {model.task_table.names[tasks[i]]!r})" for name, i in zip(names, dead, strict=True)]
+        tasks = tasks or _task_names(owner, env)
+        names = [f"environment {i}" + (f" (task {tasks[i]!r})" if tasks else "") for i in dead]
         raise RuntimeError(
             f"The process of {', '.join(names)} died: its own error stands above; if there is none, it was killed (out of "
-            "memory, say) or crashed in native code. The model is unharmed: save() it, or set_env() and learn() on"
+            f"memory, say) or crashed in native code. {_what_to_do(owner)}"
         ) from error
+
+
+def _half_made(error: BaseException) -> VecEnv | None:
+    """:return: The vec-env in whose constructor it failed, which nobody but that constructor's frame has got hold of"""
+    owners = [frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__)]
+    return next((owner for owner in reversed(owners) if isinstance(owner, VecEnv)), None)
+
+
+def _task_names(owner: Any, env: Any) -> Sequence[str]:
+    """:return: Names of the tasks of a vec-env's environments, nothing where they are not known"""
+    noted = getattr(env.unwrapped, "task_names", [])
+    if noted or isinstance(owner, VecEnv) or owner.task_table is None or owner._last_obs is None:
+        return noted
+    return [owner.task_table.names[i] for i in owner.policy.tasks.ids(owner._last_obs)]
+
+
+def _what_to_do(owner: Any) -> str:
+    if isinstance(owner, VecEnv):
+        return "The vec-env is of no more use: make it anew"
+    if owner is not None:
+        return "The model is unharmed: save() it, or set_env() and learn() on"
+    return "Scripts that start processes need `if __name__ == '__main__':`, and must register environments outside of it"

@@ -53,6 +53,7 @@ def take_over(policy: WorldModelPolicy, old: WorldModelPolicy) -> None:
         for model in ("world_model", "bar"):
             state[f"{model}.task_embedding"][len(old.tasks.table) :] = getattr(old, model).task_embeddings().mean(0)
     policy.load_state_dict(state)
+    policy._planning, policy._planning_milliseconds = old._planning, old._planning_milliseconds
     for name in ("optimizer", "model_optimizer", "coef_optimizer"):
         _take_over_optimizer(getattr(policy, name), getattr(old, name))
 

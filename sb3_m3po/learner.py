@@ -1,6 +1,7 @@
 """What happens between two syncs: phase A fits the world model, phase B improves critics and policy."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -232,20 +233,19 @@ class Learner:
         """
         policy, means, bonus_means = self.policy, Means(), Means()
         learned = policy.optimizer.param_groups[0]["params"]
-        policy.world_model.trunk.requires_grad_(False)
-        prepared = self._prepare(batch, frozen)
-        for i, rows in enumerate(self._updates(len(prepared.z))):
-            if i and i % _TARGET_INTERVAL == 0:
-                self._refresh_targets(prepared, batch, rows.start)
-            part = prepared.rows(rows)
-            value_loss, bonus = self._critic_loss(part)
-            policy_loss, terms = self._policy_loss(part)
-            loss = value_loss + policy_loss
-            self._descend(loss, policy.optimizer, learned)
-            self._step_coefs(terms, policy.world_model.task_ids(part.z))
-            means.add(loss=loss, value_loss=value_loss, policy_gradient_loss=policy_loss, **self._describe(terms))
-            bonus_means.add(**bonus)
-        policy.world_model.trunk.requires_grad_(policy.n_frozen_tasks == 0)
+        with _without_gradient(policy.world_model.trunk):
+            prepared = self._prepare(batch, frozen)
+            for i, rows in enumerate(self._updates(len(prepared.z))):
+                if i and i % _TARGET_INTERVAL == 0:
+                    self._refresh_targets(prepared, batch, rows.start)
+                part = prepared.rows(rows)
+                value_loss, bonus = self._critic_loss(part)
+                policy_loss, terms = self._policy_loss(part)
+                loss = value_loss + policy_loss
+                self._descend(loss, policy.optimizer, learned)
+                self._step_coefs(terms, policy.world_model.task_ids(part.z))
+                means.add(loss=loss, value_loss=value_loss, policy_gradient_loss=policy_loss, **self._describe(terms))
+                bonus_means.add(**bonus)
         coefs = {"train/ent_coef": policy.log_ent_coef.exp().mean().item(), "train/kl_coef": policy.log_kl_coef.exp().item()}
         return {**means.read("train"), **coefs, **bonus_means.read("exploration")}
 
@@ -402,6 +402,18 @@ class Means:
         :return: Means by ``prefix/name``
         """
         return {f"{prefix}/{name}": (value / self._count).item() for name, value in self._sums.items()}
+
+
+@contextmanager
+def _without_gradient(module: th.nn.Module) -> Iterator[None]:
+    """An interrupt leaves the parameters as they were, too."""
+    wanted = [parameter.requires_grad for parameter in module.parameters()]
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, wants in zip(module.parameters(), wanted, strict=True):
+            parameter.requires_grad_(wants)
 
 
 def _pieces(n: int) -> Iterator[slice]:

@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_m3po.actions import PersistentNoise
 from sb3_m3po.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
 from sb3_m3po.checks import (
+    check_capacity,
     check_classes,
     check_memory,
     check_numbers,
@@ -27,6 +28,7 @@ from sb3_m3po.checks import (
     check_step,
     dead_workers_named,
     initial_ent_coef,
+    known_ent_coef,
     warn_of_reward_normalisation,
 )
 from sb3_m3po.growth import check_growth, take_over
@@ -35,7 +37,7 @@ from sb3_m3po.memory import ReplayMemory
 from sb3_m3po.observations import Observations, copied, original_observations, put
 from sb3_m3po.planning import PlanningSwitch
 from sb3_m3po.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, WorldModelPolicy
-from sb3_m3po.task_stats import TaskEpisodeStats
+from sb3_m3po.task_stats import TaskEpisodeStats, make_room
 from sb3_m3po.tasks import TaskTable, find_tasks
 
 SelfM3PO = TypeVar("SelfM3PO", bound="M3PO")
@@ -69,7 +71,7 @@ class M3PO(OnPolicyAlgorithm):
     :param plan_rollouts: Whether actions are planned while collecting
     :param planner_kwargs: ``n_samples, horizon, n_iterations, n_effective, min_std`` of the planner,
         see :class:`~sb3_m3po.planner.PlannerConfig`
-    :param task_key: Key of the task's id in a Dict observation; without it there is a single task
+    :param task_key: Key of the task's id in a Dict observation; without it, or for ``None``, there is a single task
     :param n_tasks: Length of the one-hot of the task that ends a vector observation; ``None`` if there is none
     :param max_grad_norm: The maximum value for the gradient clipping
     :param use_sde: Not supported, must be False
@@ -114,7 +116,7 @@ class M3PO(OnPolicyAlgorithm):
         bonus_coef: float = 0.0,
         plan_rollouts: bool = False,
         planner_kwargs: dict[str, Any] | None = None,
-        task_key: str = "task",
+        task_key: str | None = "task",
         n_tasks: int | None = None,
         max_grad_norm: float = 20.0,
         use_sde: bool = False,
@@ -138,7 +140,7 @@ class M3PO(OnPolicyAlgorithm):
             n_steps=n_steps,  # type: ignore[arg-type]
             gamma=gamma,
             gae_lambda=gae_lambda,
-            ent_coef=ent_coef,  # type: ignore[arg-type]
+            ent_coef=known_ent_coef(ent_coef),  # type: ignore[arg-type]
             vf_coef=1.0,
             max_grad_norm=max_grad_norm,
             use_sde=use_sde,
@@ -201,12 +203,7 @@ class M3PO(OnPolicyAlgorithm):
             n_envs=self.n_envs,
             **{"memory_size": self.buffer_size, "tasks": tasks, **self.rollout_buffer_kwargs},
         )
-        self.rollout_buffer.memory.warn_if_too_large()
-        if max(self.horizon, self.n_step_returns) > self.rollout_buffer.memory.capacity:
-            raise ValueError(
-                f"horizon={self.horizon} and n_step_returns={self.n_step_returns} must fit into the memory's "
-                f"{self.rollout_buffer.memory.capacity} steps per environment (buffer_size={self.buffer_size})"
-            )
+        check_capacity(self)
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space,
             self.action_space,
@@ -236,7 +233,7 @@ class M3PO(OnPolicyAlgorithm):
             self._rng = np.random.default_rng(seed)
 
     def _maybe_recommend_cpu(self, mlp_class_name: str = "") -> None:
-        """Nothing to recommend: batches are large enough for either device."""
+        """Batches are large enough for either device."""
 
     @property
     def task_table(self) -> TaskTable | None:
@@ -330,7 +327,7 @@ class M3PO(OnPolicyAlgorithm):
             actions = action_tensor.cpu().numpy()
             clipped_actions = actions
             if isinstance(self.action_space, spaces.Box):
-                clipped_actions = self.policy.unscale_action(actions).astype(self.action_space.dtype)
+                clipped_actions = self.policy.unscale_action(actions)
 
             new_obs: Any  # for VecEnv it may be a tuple too, which M3PO refuses at construction
             with dead_workers_named(self):
@@ -359,6 +356,8 @@ class M3PO(OnPolicyAlgorithm):
 
         with th.no_grad():
             values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
+        # Of the tasks as they now are: only what is logged depends on it
+        rollout_buffer.gamma = self.policy.of_task(self.policy.gammas, self._last_obs).cpu().numpy()  # type: ignore[assignment]
         rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
         self.policy.observe(rollout_buffer.observations)
         callback.update_locals(locals())
@@ -368,8 +367,7 @@ class M3PO(OnPolicyAlgorithm):
     def _act(self, obs_tensor: Any) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """:return: Actions, values and log-probabilities under whatever chose the actions"""
         codec, starts = self.policy.world_model.codec, np.asarray(self._last_episode_starts)
-        tasks, slowness = self.policy.task_ids(obs_tensor), self.policy.lag_correlation
-        slowness = slowness.expand(self.n_envs) if tasks is None else slowness[tasks]
+        slowness = self.policy.of_task(self.policy.lag_correlation, obs_tensor).expand(self.n_envs)
         memory = [codec.noise_persistence(value) for value in slowness.tolist()]
         noise = codec.noise_from_normal(self._exploration_noise.draw(starts, memory, self._generator))
         # The model plans only once it has learned
@@ -419,11 +417,12 @@ class M3PO(OnPolicyAlgorithm):
             for i in ended:
                 final = infos[i]["terminal_observation"]
                 if truncated[i]:
+                    last = self.policy.obs_to_tensor(final)[0]
                     with th.no_grad():
-                        value = self.policy.predict_values(self.policy.obs_to_tensor(final)[0])
-                    rollout_rewards[i] += self.gamma * value.item()
+                        value = self.policy.predict_values(last).item()
+                    rollout_rewards[i] += self.policy.of_task(self.policy.gammas, last).item() * value
                 put(next_obs, i, final if vec_normalize is None else vec_normalize.unnormalize_obs(final))
-        self.rollout_buffer.store(obs, actions, rewards, next_obs, dones & ~truncated, truncated)
+        self.replay_buffer.add(obs, actions, rewards, next_obs, dones & ~truncated, truncated)
         self._update_credits += self.utd_ratio * self.n_envs
         return rollout_rewards
 
@@ -479,6 +478,7 @@ class M3PO(OnPolicyAlgorithm):
         memory, policy, table = self.replay_buffer, self.policy, self.task_table
         policy.sync(memory.return_scale(self.gamma if table is None else table.gammas(self.gamma)), memory.has_terminated)
         policy.lag_correlation.copy_(th.as_tensor(memory.lag_correlation()))
+        make_room(self.logger, [] if table is None else table.names)
         for task, scale in enumerate(policy.return_scale.tolist()):
             where = "world_model" if table is None else f"world_model/{table[task].name}"
             self.logger.record(f"{where}/return_scale", scale)

@@ -248,14 +248,19 @@ class ReplayMemory:
         :param vec_normalize: Normalises the observations, if given
         :return: Observations, shape ``(batch, ...)``, by key for a Dict space
         """
+        observations = self._gathered(states, list(self.observations))
+        obs: Observations = observations[PLAIN] if PLAIN in observations else observations
+        return obs if vec_normalize is None else normalized(obs, vec_normalize)
+
+    def _gathered(self, states: np.ndarray, keys: list[str]) -> dict[str, np.ndarray]:
+        """:return: Some parts of the observations, shape ``(batch, ...)`` each"""
         in_pool = states >= self.slots * self.n_envs
         slot, env = np.divmod(np.where(in_pool, 0, states), self.n_envs)
-        observations = {key: array[slot, env] for key, array in self.observations.items()}
+        observations = {key: self.observations[key][slot, env] for key in keys}
         if in_pool.any():
             for key, array in observations.items():
                 array[in_pool] = self.final_pool[key][states[in_pool] - self.slots * self.n_envs]
-        obs: Observations = observations[PLAIN] if PLAIN in observations else observations
-        return obs if vec_normalize is None else normalized(obs, vec_normalize)
+        return observations
 
     def return_scale(self, gamma: float | np.ndarray) -> np.ndarray:
         """
@@ -290,16 +295,22 @@ class ReplayMemory:
         :return: For each task 1 for what hardly changes within a step, 0 for what is drawn anew, or if there is no such
             entry, shape ``(n_tasks,)``
         """
+        vectors = [
+            key
+            for key, space in self.spaces.items()
+            if isinstance(space, spaces.Box) and np.issubdtype(storage_dtype(space), np.floating)
+        ]
+        if not vectors:
+            return np.zeros(self.n_tasks)
         # A generator of its own: what training draws does not depend on it
         batch = self.sample(n_samples * self.n_tasks, 1, np.random.default_rng(0))
-        first, second = (as_dict(self.observations_at(states)) for states in batch.states)
+        first, second = (self._gathered(states, vectors) for states in batch.states)
         tasks = np.zeros(batch.states.shape[1], np.int16) if batch.tasks is None else batch.tasks
         found: list[list[np.ndarray]] = [[np.empty(0)] for _ in range(self.n_tasks)]
-        for key, space in self.spaces.items():
-            if isinstance(space, spaces.Box) and np.issubdtype(storage_dtype(space), np.floating):
-                x, y = (part[key].reshape(len(tasks), -1).astype(np.float64) for part in (first, second))
-                for task in np.unique(tasks).tolist():
-                    found[task].append(_correlations(x[tasks == task], y[tasks == task]))
+        for key in vectors:
+            x, y = (part[key].reshape(len(tasks), -1).astype(np.float64) for part in (first, second))
+            for task in np.unique(tasks).tolist():
+                found[task].append(_correlations(x[tasks == task], y[tasks == task]))
         return np.array([np.concatenate(parts).mean() if sum(map(len, parts)) else 0.0 for parts in found])
 
     def _order(self) -> np.ndarray:
@@ -312,16 +323,19 @@ class ReplayMemory:
         reach = math.ceil(math.log(1e-3) / math.log(gamma)) if 0 < gamma < 1 else self.n_steps if gamma >= 1 else 1
         discounts = gammas.astype(np.float32)
         order = self._order()[::-1][: self._stale_returns + reach]
-        following = np.zeros(self.n_envs, np.float32)
-        for slot in order:
+        following, settled = np.zeros(self.n_envs, np.float32), np.zeros(self.n_envs, bool)
+        for age, slot in enumerate(order.tolist()):
             ended = self.terminated[slot] | self.truncated[slot]
+            if age >= self._stale_returns and (settled := settled | ended).all():
+                # Nothing new follows in any episode that began before
+                break
             discount = discounts[self.task[slot]] if self.tasks else discounts
             following = self.rewards[slot] + discount * np.where(ended, np.float32(0), following)
             self.returns[slot] = following
         self._stale_returns = 0
 
     def nbytes_at_capacity(self) -> int:
-        """:return: Bytes of the full memory"""
+        """:return: Bytes of the full memory, but for the last observations of its episodes"""
         obs = sum(math.prod(s.shape or ()) * storage_dtype(s).itemsize for s in self.spaces.values())
         step = obs + self.action_dim * np.dtype(self.action_dtype).itemsize + 20
         return step * self.capacity * self.n_envs

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Protocol
 
 import torch as th
@@ -51,8 +52,9 @@ class PlannerConfig:
     :param n_samples: Action sequences drawn per iteration
     :param horizon: Steps of look-ahead
     :param n_iterations: Rounds of drawing; later ones draw half of their sequences around the best of the former
-    :param n_effective: Effective number of sequences that carry the plan: sets the temperature through
-        ``KL(weights || uniform) = log(n_samples / n_effective)``, see :func:`~sb3_m3po.math.kl_bounded_weights`
+    :param n_effective: Effective number of sequences of each iteration that carry the plan: sets the temperature through
+        ``KL(weights || uniform) = log(n_samples / n_effective)`` over the sequences of all iterations, see
+        :func:`~sb3_m3po.math.kl_bounded_weights`
     :param min_std: Floor of the planned standard deviation before the squashing (Box)
     :raises ValueError: if a count is no whole number of at least 1, ``n_effective`` lies outside of ``[1, n_samples]``, or
         ``min_std`` is not positive
@@ -66,8 +68,10 @@ class PlannerConfig:
 
     def __post_init__(self) -> None:
         for name in ("n_samples", "horizon", "n_iterations"):
-            if not float(getattr(self, name)).is_integer() or getattr(self, name) < 1:
-                raise ValueError(f"planner_kwargs[{name!r}]={getattr(self, name)} must be a whole number of at least 1")
+            if not (isinstance(getattr(self, name), Integral) and getattr(self, name) >= 1):
+                raise ValueError(
+                    f"planner_kwargs[{name!r}]={getattr(self, name)!r} must be a whole number (an int) of at least 1"
+                )
         if not 1 <= self.n_effective <= self.n_samples:
             raise ValueError(f"planner_kwargs['n_effective']={self.n_effective} must lie between 1 and {self.n_samples}")
         if not self.min_std > 0:
@@ -89,7 +93,8 @@ class Plan:
     @property
     def kl(self) -> th.Tensor:
         """
-        :return: ``KL(plan || policy)`` in nats, shape ``(batch,)``
+        :return: ``KL(plan || policy)`` in nats, shape ``(batch,)``; of a discrete plan it counts the probability of actions
+            that nobody drew too, which the plan can't keep
         :raises NotImplementedError: in this base class
         """
         raise NotImplementedError
@@ -137,7 +142,7 @@ class CategoricalPlan(Plan):
     :param codec: Knows the factors of an action
     :param candidates: One-hots, repeated ones included, shape ``(batch, n, input_dim)``
     :param weights: Probabilities of the candidates, shape ``(batch, n)``
-    :param log_prior: Logarithms of the policy's, shape ``(batch, n)``
+    :param log_prior: Logarithms of the policy's, which repeated ones share, shape ``(batch, n)``
     :param same: Which candidates are the same action, 0 or 1, shape ``(batch, n, n)``
     """
 
@@ -173,7 +178,7 @@ NoiseSource = Callable[[int, int], th.Tensor]
 
 @dataclass
 class _Trajectories:
-    """First actions ``(batch, n, dim)``, all actions ``(horizon, batch, n, dim)``, scores and own-policy flags."""
+    """Actions ``(horizon, batch, n, dim)``, scores ``(batch, n)``, which of the ``n`` are the policy's own."""
 
     actions: th.Tensor
     scores: th.Tensor
@@ -321,9 +326,9 @@ def _categorical_plan(
     # The score of an action: the mean over its sequences, tilted to the good ones (never to nothing)
     w = _weights(trajectories, config) + 1e-6
     score = (same @ (w * trajectories.scores).unsqueeze(-1) / (same @ w.unsqueeze(-1))).squeeze(-1)
-    log_prior = codec.log_prob(prior.unsqueeze(1), candidates) - same.sum(-1).log()
-    log_prior = log_prior.clamp_min(-30.0).log_softmax(-1)
+    log_prior = (codec.log_prob(prior.unsqueeze(1), candidates) - same.sum(-1).log()).clamp_min(-30.0)
+    # The bound is one on the distance to the policy among the candidates
     bound = (0.5 * codec.max_entropy_at(prior)).clamp_max(math.log(config.n_samples / config.n_effective))
-    weights = kl_bounded_weights(score, log_prior, bound)
+    weights = kl_bounded_weights(score, log_prior.log_softmax(-1), bound)
     gain = _gain(trajectories, (weights * score).sum(-1))
     return CategoricalPlan(gain, prior, codec, candidates, weights, log_prior, same)

@@ -39,6 +39,14 @@ class PlanningPolicy(nn.Module):
     _planning_milliseconds: float | None
     _noise_bank: dict[tuple[int, int, int], th.Tensor]
 
+    def of_task(self, per_task: th.Tensor, obs: Any) -> th.Tensor:
+        """
+        :param per_task: A value for each task, shape ``(n_tasks,)``; shape ``(1,)`` without tasks
+        :param obs: Observations, as arrays or tensors
+        :return: The value of each one's task, shape ``(n,)``; ``per_task`` itself without tasks
+        """
+        return per_task if self.tasks is None else per_task[self.tasks.ids(obs)]
+
     def make_plan(self, z: th.Tensor, config: PlannerConfig, noise: NoiseSource, deadline: float | None = None) -> Plan:
         """:return: The plan from latents ``z``, see :func:`~sb3_m3po.planner.plan`"""
         gamma = self.gamma if self.tasks is None else self.world_model.at(self.gammas, z)

@@ -63,7 +63,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
     :param pessimism: Standard deviations over the critics that a value lies below their mean: 0 for the mean, 1 with two
         critics for their minimum; ``None`` for 1 with one task and 0 with several
     :param task_embedding_dim: Width of a task's embedding; without tasks there is none
-    :param task_key: Key of the task's id in a Dict observation
+    :param task_key: Key of the task's id in a Dict observation; ``None`` for a single task
     :param n_tasks: Length of the one-hot of the task that ends a vector observation; ``None`` if there is none
     :param gamma: Discount factor, for planning; that of the tasks that have none of their own
     :param planner_kwargs: See :class:`~sb3_m3po.planner.PlannerConfig`
@@ -99,7 +99,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         n_critics: int = 2,
         pessimism: float | None = None,
         task_embedding_dim: int = 32,
-        task_key: str = "task",
+        task_key: str | None = "task",
         n_tasks: int | None = None,
         gamma: float = 0.99,
         planner_kwargs: dict[str, Any] | None = None,
@@ -414,13 +414,17 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         return self._values(z, params), distribution.log_prob(self._distribution_actions(actions)), distribution.entropy()
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
-        """:return: Pessimistic values of the policy in reward units, shape ``(batch, 1)``"""
+        """:return: Values of the policy, less ``pessimism``, in reward units, shape ``(batch, 1)``"""
         return self._values(self.encode(obs))
 
     def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
-        """:return: Actions within the bounds of the space, where SB3's may round to just outside of them"""
-        assert isinstance(self.action_space, spaces.Box)
-        return np.clip(super().unscale_action(scaled_action), self.action_space.low, self.action_space.high)
+        """:return: Actions of the space: never just outside of its bounds, whole numbers where it has such"""
+        space = self.action_space
+        assert isinstance(space, spaces.Box)
+        # In floating point: small integers can't hold their space's width
+        low, high = (bound.astype(np.result_type(bound, np.float32)) for bound in (space.low, space.high))
+        actions = np.clip(low + 0.5 * (scaled_action + 1.0) * (high - low), low, high)
+        return (np.rint(actions) if np.issubdtype(space.dtype, np.integer) else actions).astype(space.dtype)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         z = self.encode(observation)

@@ -5,8 +5,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.logger import HumanOutputFormat, Logger
 from stable_baselines3.common.utils import safe_mean
+
+
+def make_room(logger: Logger, names: Sequence[str]) -> None:
+    """
+    SB3's tables cut keys off at 36 characters and refuse two that are then the same: of long names all would be.
+
+    :param logger: About to write what is logged of each task
+    :param names: Of the tasks
+    """
+    needed = max(map(len, names), default=0) + len("   /success_rate")
+    for table in logger.output_formats:
+        if isinstance(table, HumanOutputFormat):
+            table.max_length = max(table.max_length, needed)
 
 
 class TaskEpisodeStats:
@@ -38,6 +51,7 @@ class TaskEpisodeStats:
         """
         :param logger: Gets ``rollout/<task>/ep_rew_mean``, ``ep_len_mean`` and ``success_rate``
         """
+        make_room(logger, self.names)
         for name, episodes, successes in zip(self.names, self.episodes, self.successes, strict=True):
             if episodes:
                 logger.record(f"rollout/{name}/ep_rew_mean", safe_mean([episode["r"] for episode in episodes]))

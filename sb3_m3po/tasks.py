@@ -195,10 +195,10 @@ class TaskReader:
         return spaces.Dict({key: part for key, part in space.spaces.items() if key != self.key})
 
 
-def find_tasks(observation_space: spaces.Space, task_key: str, n_tasks: int | None) -> TaskReader | None:
+def find_tasks(observation_space: spaces.Space, task_key: str | None, n_tasks: int | None) -> TaskReader | None:
     """
     :param observation_space: Of the environments
-    :param task_key: Key of the task's id; a Dict space without it has a single task
+    :param task_key: Key of the task's id; a Dict space without it has a single task, and any space for ``None``
     :param n_tasks: Length of the one-hot tail of a vector space, ``None`` if there is none
     :return: How to tell the tasks apart, ``None`` for a single task
     :raises ValueError: if what is asked for isn't there
@@ -211,9 +211,13 @@ def find_tasks(observation_space: spaces.Space, task_key: str, n_tasks: int | No
         if not 1 <= n_tasks < observation_space.shape[0]:
             raise ValueError(f"n_tasks={n_tasks} must lie between 1 and the vector's {observation_space.shape[0]} entries")
         return _reader(TaskTable.anonymous(n_tasks), None)
-    if task_key == "task" and not (isinstance(observation_space, spaces.Dict) and task_key in observation_space.spaces):
+    keys = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
+    if task_key is None or (task_key == "task" and task_key not in keys):
         return None
-    return _reader(find_table(observation_space, task_key), task_key)
+    table = find_table(observation_space, task_key)
+    if set(keys) == {task_key}:
+        raise ValueError(f"The observations hold nothing but the task's id, {observation_space}: add what the agent shall see")
+    return _reader(table, task_key)
 
 
 def find_table(observation_space: spaces.Space, task_key: str = "task") -> TaskTable:
@@ -230,7 +234,10 @@ def find_table(observation_space: spaces.Space, task_key: str = "task") -> TaskT
     if isinstance(space, TaskSpace):
         return space.table
     if not isinstance(space, spaces.Discrete) or space.start != 0:
-        raise ValueError(f"The observation's {task_key!r} must be a Discrete space that starts at 0, not {space}")
+        raise ValueError(
+            f"The observation's {task_key!r} must be a Discrete space that starts at 0, not {space}: if it is no task's id, "
+            "name another key, or pass task_key=None for a single task"
+        )
     return TaskTable.anonymous(int(space.n))
 
 

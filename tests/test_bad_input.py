@@ -174,6 +174,8 @@ WRONG: list[tuple[str, Any]] = [
     ("ent_coef", "learned"),
     ("ent_coef", "auto_much"),
     ("ent_coef", "auto_-1"),
+    ("ent_coef", "auto_inf"),
+    ("ent_coef", float("inf")),
     ("batch_size", 2.5),
     ("horizon", 2.5),
     ("horizon", 3.0),
@@ -216,6 +218,7 @@ def test_wrong_policy_arguments(name: str, value: Any, message: str) -> None:
     [
         ("n_samples", 0),
         ("n_samples", 2.5),
+        ("n_samples", 32.0),
         ("n_samples", float("inf")),
         ("n_samples", float("nan")),
         ("horizon", 0),
@@ -408,6 +411,13 @@ def test_memory_of_other_spaces(other: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"spaces .* are not the model's"):
         mine.load_replay_buffer(tmp_path / "memory")
     assert mine.replay_buffer.size() == 0
+
+
+def test_memory_of_other_tasks(tmp_path: Path) -> None:
+    tiny_model(randoms(), learning_starts=10_000).learn(16).save_replay_buffer(tmp_path / "memory")
+    mine = tiny_model(randoms(), n_tasks=2)
+    with pytest.raises(ValueError, match=r"apart by None, the model by \(None, TaskTable\(task0, task1\)\)"):
+        mine.load_replay_buffer(tmp_path / "memory")
 
 
 def test_missing_files(tmp_path: Path) -> None:

@@ -238,6 +238,19 @@ def test_returns_to_go(rounds: tuple[int, ...], gamma: float) -> None:
         assert np.allclose(memory.returns[memory._order(), 0], by_hand(memory, gamma), rtol=2e-3)
 
 
+def test_returns_are_refreshed_as_far_as_new_rewards_matter() -> None:
+    """Without a discount all of an episode depends on them, and nothing of the one before."""
+    memory = ReplayMemory(1_000, BOX, ACTION, 2)
+    env = counters(2)
+    obs = collect(memory, env, 300)
+    memory._refresh_returns(np.array([1.0]))
+    expected = memory.returns.copy()
+    memory.returns[:] = np.where(np.arange(len(expected))[:, None] < 200, -1, expected)
+    collect(memory, env, 1, obs)
+    memory._refresh_returns(np.array([1.0]))
+    assert (memory.returns[:200] == -1).all() and np.allclose(memory.returns[301 - 40 : 301, 0], by_hand(memory, 1.0)[-40:])
+
+
 def rewards_only(rewards: list[float], ends: bool = False) -> ReplayMemory:
     memory = ReplayMemory(1_000, BOX, ACTION, 1)
     for i, reward in enumerate(rewards):
@@ -510,5 +523,7 @@ def test_correlation_is_that_of_all_vectors_that_move() -> None:
     assert wandering(0.9, spaces.Dict(parts), write).lag_correlation() == pytest.approx(0.9, abs=0.05)
 
 
-def test_correlation_of_observations_that_are_no_vectors_is_zero() -> None:
-    assert wandering(0.9, spaces.Discrete(3), lambda x: np.array([int(x[0] > 0)])).lag_correlation() == 0
+def test_correlation_of_observations_that_are_no_vectors_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = wandering(0.9, spaces.Discrete(3), lambda x: np.array([int(x[0] > 0)]))
+    monkeypatch.setattr(memory, "sample", None)
+    assert memory.lag_correlation() == 0, "and nothing is copied for it"

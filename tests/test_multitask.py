@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch.distributions import Categorical, Independent, Normal, TanhTransform, TransformedDistribution, kl_divergence
 
@@ -19,7 +21,7 @@ from sb3_m3po.memory import ReplayMemory
 from sb3_m3po.nets import RunningNorm
 from sb3_m3po.planner import PlannerConfig, plan
 from sb3_m3po.tasks import TaskReader, TaskSpace, TaskSpec, TaskTable, find_tasks
-from tests.helpers import tiny_model, tiny_policy_kwargs
+from tests.helpers import RandomEnv, tiny_model, tiny_policy_kwargs
 
 WIDTH = 4
 SMALL, LARGE = TaskSpec("small", 2, 1), TaskSpec("large", 4, 3)
@@ -141,7 +143,8 @@ def test_where_the_task_is_read() -> None:
     ("space", "key", "n_tasks", "message"),
     [
         (spaces.Dict({"x": BOX}), "which", None, "which"),
-        (spaces.Dict({"task": BOX}), "task", None, "Discrete"),
+        (spaces.Dict({"task": BOX}), "task", None, "Discrete.*task_key=None"),
+        (spaces.Dict({"task": spaces.Discrete(3)}), "task", None, "nothing but the task's id"),
         (spaces.Discrete(4), "task", 2, "vectors"),
         (BOX, "task", 3, "between 1 and"),
     ],
@@ -150,6 +153,12 @@ def test_where_the_task_is_read() -> None:
 def test_missing_tasks_are_named(space: spaces.Space, key: str, n_tasks: int | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         find_tasks(space, key, n_tasks)
+
+
+def test_a_key_that_only_sounds_like_a_task() -> None:
+    space = spaces.Dict({"task": BOX, "x": BOX})
+    model = tiny_model(DummyVecEnv([lambda: RandomEnv(space)]), "MultiInputPolicy", task_key=None).learn(32)
+    assert model.task_table is None and model._n_updates > 0 and model.policy.seen_space == space
 
 
 # ---------------------------------------------------------------------- masks
@@ -496,6 +505,22 @@ class Endless(Target):
 
 
 @pytest.mark.expensive
+def test_rollouts_are_discounted_by_their_own_task() -> None:
+    table = TaskTable([TaskSpec("small", 2, 1, gamma=0.5), TaskSpec("large", 4, 3)])
+    env = DummyVecEnv([lambda name=name: TimeLimit(Endless(table, name), 5) for name in table.names])  # type: ignore[misc]
+    model = tiny_model(env, "MultiInputPolicy", n_steps=12, learning_starts=10_000, gamma=0.9, gae_lambda=1.0)
+    with th.no_grad():
+        model.policy.world_model.critics.biases[-1].zero_()
+    model.policy.predict_values = lambda obs: th.full((len(obs["task"]), 1), 10.0)  # type: ignore[method-assign, index]
+    model.learn(24)
+    rewards, returns = model.rollout_buffer.rewards, model.rollout_buffer.returns
+    for env_id, gamma in enumerate([0.5, 0.9]):
+        # The fifth step of each episode meets the time limit; what comes behind it is worth 10
+        raw = model.replay_buffer.rewards[:12, env_id]
+        assert rewards[4, env_id] == pytest.approx(raw[4] + 10 * gamma)
+        assert returns[3, env_id] == pytest.approx(raw[3] + gamma * rewards[4, env_id])
+
+
 def test_each_task_is_valued_with_its_own_discount() -> None:
     table = TaskTable([TaskSpec("short", 2, 1, gamma=0.5), TaskSpec("long", 4, 3)])
     env = DummyVecEnv([lambda: Endless(table, "short"), lambda: Endless(table, "long")])
@@ -622,6 +647,13 @@ def test_a_grown_model_goes_on(names: tuple[str, ...], tmp_path: Any) -> None:
         assert th.equal(value, loaded.policy.state_dict()[key]), key
 
 
+def test_a_grown_model_plans_as_it_did() -> None:
+    model = trained()
+    model.set_planning(16, 1)
+    model.add_tasks(grown_env("new"))
+    assert model.policy._planning is not None and model.policy._planning.n_samples == 16
+
+
 def test_only_the_new_learns_if_told(tmp_path: Any) -> None:
     model = trained()
     model.add_tasks(grown_env("new"), train="new")
@@ -661,3 +693,12 @@ def test_a_single_task_does_not_grow() -> None:
     model = tiny_model(DummyVecEnv([lambda: Target(TaskTable([LARGE]), "large")]), "MultiInputPolicy")
     with pytest.raises(ValueError, match="single task"):
         model.add_tasks(grown_env("new"))
+
+
+def test_long_names_are_logged(capsys: Any) -> None:
+    names = ["button-press-topdown-wall-v3", "button-press-topdown-wall-v4"]
+    table = TaskTable([TaskSpec(name, 4, 3) for name in names])
+    env = DummyVecEnv([lambda name=name: Monitor(Target(table, name)) for name in names])  # type: ignore[misc]
+    tiny_model(env, "MultiInputPolicy", verbose=1).learn(64)
+    printed = capsys.readouterr().out
+    assert all(f"   {name}/{what} " in printed for name in names for what in ("ep_rew_mean", "ep_len_mean", "return_scale"))

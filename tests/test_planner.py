@@ -285,6 +285,21 @@ def test_discrete_plans_stay_near_the_policy() -> None:
     assert (planned.kl <= 0.5 * math.log(4) + 1e-4).all()  # half of what a single action would be worth
 
 
+@pytest.mark.parametrize("space", [spaces.Discrete(18), spaces.MultiDiscrete([10, 10])], ids=str)
+def test_divergence_of_a_discrete_plan_counts_actions_that_were_not_drawn(space: spaces.Space) -> None:
+    model = vault(space)
+    planned = plan(model, model.codec, model.start(3), GAMMA, PlannerConfig(), noise_of(model.codec, 3))
+    assert isinstance(planned, CategoricalPlan)
+    for row, kl in enumerate(planned.kl):
+        probabilities: dict[tuple[float, ...], float] = {}
+        for action, weight in zip(planned.candidates[row].tolist(), planned.weights[row].tolist(), strict=True):
+            probabilities[tuple(action)] = probabilities.get(tuple(action), 0.0) + weight
+        actions, p = th.tensor(list(probabilities)), th.tensor(list(probabilities.values()))
+        expected = (p * (p.log() - planned.codec.log_prob(planned.prior[row : row + 1], actions))).sum()
+        assert kl == pytest.approx(expected.item(), abs=1e-4)
+        assert len(actions) < math.prod(getattr(space, "nvec", [18]))
+
+
 # ---------------------------------------------------------------------- scores
 
 

@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 
 from sb3_m3po import M3PO
 from sb3_m3po.actions import PersistentNoise
+from sb3_m3po.learner import Learner
 from sb3_m3po.planner import CategoricalPlan, GaussianPlan
 from tests.helpers import RandomEnv, assert_same_model, assert_same_tensors, counters, randoms, tiny_model, tiny_policy_kwargs
 
@@ -525,3 +526,26 @@ def test_network_options_train(changes: dict[str, Any], action_space: spaces.Spa
 def test_lengths_train(horizon: int, n_step_returns: int, batch_size: int) -> None:
     model = tiny_model(randoms(), horizon=horizon, n_step_returns=n_step_returns, batch_size=batch_size).learn(32)
     assert model._n_updates == 16
+
+
+@pytest.mark.parametrize("phase", ["_prepare", "_step_coefs"])
+def test_interrupted_training_goes_on_whole(phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    model = tiny_model(randoms(action_space=spaces.Box(-1.0, 1.0, (2,), np.float32)))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Learner, phase, interrupt)
+        model.learn(64)
+    before = model.policy.world_model.trunk.state_dict()
+    before = {name: value.clone() for name, value in before.items()}
+    model.learn(64, reset_num_timesteps=False)
+    assert all((value != before[name]).any() for name, value in model.policy.world_model.trunk.state_dict().items())
+
+
+@pytest.mark.parametrize(("given", "known"), [("0.3", 0.3), (1, 1.0), ("auto", "auto"), ("auto_0.3", "auto_0.3")])
+def test_only_what_begins_with_auto_is_learned(given: Any, known: Any) -> None:
+    model = tiny_model(randoms(), ent_coef=given).learn(64)
+    assert model.ent_coef == known and model._n_updates > 0
+    started = {"0.3": 0.3, 1: 1.0, "auto": 1.0, "auto_0.3": 0.3}[given]
+    assert (model.policy.log_ent_coef.exp().item() == pytest.approx(started)) == isinstance(known, float)

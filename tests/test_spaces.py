@@ -114,6 +114,17 @@ def test_every_action_is_tried(name: str) -> None:
             assert tried <= values and len(tried) > 0.7 * len(values)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.uint8])
+def test_whole_actions_are_rounded_in_training_and_prediction_alike(dtype: type) -> None:
+    low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype != np.int32 else (0, 10)
+    policy = tiny_model(randoms(1, action_space=spaces.Box(low, high, (4,), dtype))).policy
+    chosen = policy.unscale_action(np.array([[-1.0, 0.9999, 1.0, 0.0]], np.float32))
+    middle = round((low + high) / 2)
+    assert chosen.dtype == dtype and chosen.tolist() == [[low, high, high, middle]]
+    action, _ = policy.predict(np.zeros(3, np.float32))
+    assert action.dtype == dtype
+
+
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_saturated_policy_stays_within_the_bounds(dtype: type, sign: float) -> None:
