@@ -59,6 +59,7 @@ EXTRAS = {
     ],
     # Intervals and pictures of several tasks
     "plots": ["rliable>=1.2", "matplotlib", PANDAS],
+    # Start the processes of a study on several machines (docs/zoo.md)
     "ray": ["ray>=2.40"],
     # examples/demo.py
     "demo": [*MUJOCO, "matplotlib", "tqdm", "rich", "rl_zoo3>=2.9,<3", "pyyaml"],
@@ -118,7 +119,7 @@ setup(
     install_requires=[
         "stable_baselines3>=2.9,<3",
         "gymnasium>=1,<2",
-        "torch>=2.3",
+        "torch>=2.8",
         "numpy",
     ],
     extras_require=EXTRAS,

@@ -2,7 +2,9 @@
 
 import re
 import runpy
+import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,3 +46,29 @@ def test_rl_zoo3_plays_an_agent(agent: Path, monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setattr("sys.argv", [*command, *packages])
     enjoy()
     assert "Mean reward" in capsys.readouterr().out
+
+
+class Parsed(Exception):
+    """Instead of a training, the arguments that rl-zoo3 made of its command line."""
+
+
+def parsed(arguments: Any, *_: Any, **__: Any) -> None:
+    raise Parsed(vars(arguments))
+
+
+@pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: agent.name)
+def test_rl_zoo3_reads_the_command_of_an_agent_as_its_settings(agent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("shimmy"), pytest.importorskip("minigrid")
+    import rl_zoo3.train
+
+    words = shlex.split(next(agent.glob("*/command.txt")).read_text(encoding="utf-8"))
+    assert words[:3] == ["python", "-m", "rl_zoo3.train"] and not any("'" in (word[0], word[-1]) for word in words)
+    # A trained agent's settings say what its command said
+    settings = dict(yaml.unsafe_load(next(agent.glob("*/args.yml")).read_text(encoding="utf-8")))
+    monkeypatch.setattr(rl_zoo3.train, "ExperimentManager", parsed)
+    monkeypatch.setattr("sys.argv", ["train", *words[3:]])
+    with pytest.raises(Parsed) as caught:
+        rl_zoo3.train.train()
+    # The folder of the logs was another one while they were trained
+    read = {**caught.value.args[0], "log_folder": settings["log_folder"]}
+    assert read == settings
