@@ -1,6 +1,7 @@
 """Callbacks that know of tasks."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,13 +11,14 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from sb3_m3po.evaluation import TaskScores, evaluate_per_task
-from sb3_m3po.task_stats import TaskEpisodeStats
-from sb3_m3po.tasks import find_table
+from sb3_m3po.task_stats import TaskEpisodeStats, make_room
+from sb3_m3po.tasks import reader_for
 
 
 class TaskEvalCallback(EvalCallback):
     """
-    SB3's ``EvalCallback`` over tasks: scores of each of them, and the best model by the interquartile mean of all.
+    SB3's ``EvalCallback`` over tasks: scores of each of them, and the best model by the interquartile mean of all, or by the
+    plain mean where that is the same.
 
     Logs ``eval/<task>/mean_reward``, ``eval/<task>/success_rate`` (of tasks that say so), ``eval/mean_reward``,
     ``eval/mean_ep_length``, ``eval/success_rate`` and ``eval/iqm``. In ``evaluations.npz`` it adds ``tasks``, the names, and
@@ -33,8 +35,9 @@ class TaskEvalCallback(EvalCallback):
     :param deterministic: Whether the evaluation should use deterministic actions
     :param bounds: By task's name: the returns that count as 0 and as 1; see :attr:`TaskScores.scores
         <sb3_m3po.evaluation.TaskScores.scores>` for what is compared without them
+    :param task_key: Key of the task's id in the observations; an M3PO model has its own
     :param verbose: Verbosity level: 0 for no output, 1 for indicating information about evaluation results
-    :param warn: Passed on to ``EvalCallback``
+    :param warn: Passed on to ``EvalCallback``; also whether to warn where the tasks can't be compared
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class TaskEvalCallback(EvalCallback):
         best_model_save_path: str | None = None,
         deterministic: bool = True,
         bounds: Mapping[str, tuple[float, float]] | None = None,
+        task_key: str = "task",
         verbose: int = 1,
         warn: bool = True,
     ):
@@ -63,7 +67,8 @@ class TaskEvalCallback(EvalCallback):
             verbose=verbose,
             warn=warn,
         )
-        self.bounds = bounds
+        self.bounds, self.task_key = bounds, task_key
+        self._best = (-np.inf, -np.inf)
         self.evaluations_tasks: list[list[float]] = []
 
     def _on_step(self) -> bool:
@@ -71,14 +76,26 @@ class TaskEvalCallback(EvalCallback):
             return True
         if self.model.get_vec_normalize_env() is not None:
             sync_envs_normalization(self.training_env, self.eval_env)
-        scores = evaluate_per_task(self.model, self.eval_env, self.n_eval_episodes, self.deterministic, self.bounds)
+        scores = evaluate_per_task(
+            self.model, self.eval_env, self.n_eval_episodes, self.deterministic, self.bounds, self.task_key
+        )
+        self._warn_if_incomparable(scores)
         if self.log_path is not None:
             self._write(scores)
         self._log(scores)
-        going_on = self._keep_if_best(scores.iqm)
+        going_on = self._keep_if_best(scores)
         if self.callback is not None:
             going_on = going_on and self._on_event()
         return going_on
+
+    def _warn_if_incomparable(self, scores: TaskScores) -> None:
+        if self.warn and self.best_model_save_path is not None and len(scores) > 1 and not scores.are_comparable:
+            warnings.warn(
+                "The best model is chosen by returns as they are, which says little of tasks with unlike rewards: give "
+                "bounds={task: (return that counts as 0, return that counts as 1)}",
+                stacklevel=2,
+            )
+        self.warn = False
 
     def _write(self, scores: TaskScores) -> None:
         """Under SB3's names, with the tasks' episodes one behind another; and by task."""
@@ -102,6 +119,7 @@ class TaskEvalCallback(EvalCallback):
         )
 
     def _log(self, scores: TaskScores) -> None:
+        make_room(self.logger, list(scores))
         self.last_mean_reward = float(np.mean([scores[name] for name in scores]))
         if self.verbose >= 1:
             print(f"Eval num_timesteps={self.num_timesteps}\n{scores}")
@@ -118,15 +136,16 @@ class TaskEvalCallback(EvalCallback):
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
 
-    def _keep_if_best(self, score: float) -> bool:
+    def _keep_if_best(self, scores: TaskScores) -> bool:
         """:return: Whether training goes on"""
-        if score <= self.best_mean_reward:
+        if (scores.iqm, scores.mean_score) <= self._best:
             return True
+        self._best = scores.iqm, scores.mean_score
         if self.verbose >= 1:
             print("New best interquartile mean!")
         if self.best_model_save_path is not None:
             self.model.save(os.path.join(self.best_model_save_path, "best_model"))
-        self.best_mean_reward = score
+        self.best_mean_reward = scores.iqm
         return self.callback_on_new_best is None or self.callback_on_new_best.on_step()
 
 
@@ -145,11 +164,12 @@ class TaskStatsCallback(BaseCallback):
         self.window, self.log_freq, self.task_key = window, log_freq, task_key
 
     def _init_callback(self) -> None:
-        self.stats = TaskEpisodeStats(find_table(self.training_env.observation_space, self.task_key).names, self.window)
+        self.reader = reader_for(self.training_env.observation_space, self.task_key, self.model)
+        self.stats = TaskEpisodeStats(self.reader.table.names, self.window)
 
     def _on_step(self) -> bool:
         last_obs: Any = self.model._last_obs  # type: ignore[attr-defined]
-        self.stats.update(self.locals["infos"], self.locals["dones"], np.ravel(last_obs[self.task_key]).astype(int))
+        self.stats.update(self.locals["infos"], self.locals["dones"], self.reader.ids(last_obs))
         if self.n_calls % self.log_freq == 0:
             self.stats.record(self.logger)
         return True

@@ -190,22 +190,32 @@ def check_finite(kind: str, values: Observations, step: int, env: int | None = N
 
 
 def check_step(
-    obs: Observations, rewards: np.ndarray | None, dones: np.ndarray, infos: list[dict[str, Any]], step: int
+    model: Any, obs: Observations, rewards: np.ndarray | None, dones: np.ndarray, infos: list[dict[str, Any]]
 ) -> None:
     """
+    Before anything of a step reaches the memory. If it is bad, the environments have gone on without the model: a continued
+    training begins with a reset.
+
+    :param model: An M3PO model
     :param obs: The environments' observations, one row each
     :param rewards: Shape ``(n_envs,)``; ``None`` after a reset
     :param dones: Which episodes ended, shape ``(n_envs,)``
     :param infos: Hold the last observation of those
-    :param step: Environment steps so far
     :raises ValueError: for NaN or infinite observations (an episode's last one included) or rewards
     """
-    check_finite("observation", obs, step)
-    if rewards is not None:
-        check_finite("reward", rewards, step)
-    for i in np.flatnonzero(dones).tolist():
-        if (final := infos[i].get("terminal_observation")) is not None:
-            check_finite("observation", {k: np.asarray([v]) for k, v in as_dict(final).items()}, step, i)
+    if (vec_normalize := model._vec_normalize_env) is not None:
+        # Its statistics spread a bad number over all environments
+        obs, rewards = vec_normalize.get_original_obs(), None if rewards is None else vec_normalize.get_original_reward()
+    try:
+        check_finite("observation", obs, model.num_timesteps)
+        if rewards is not None:
+            check_finite("reward", rewards, model.num_timesteps)
+        for i in np.flatnonzero(dones).tolist():
+            if (final := infos[i].get("terminal_observation")) is not None:
+                check_finite("observation", {k: np.asarray([v]) for k, v in as_dict(final).items()}, model.num_timesteps, i)
+    except ValueError:
+        model._last_obs = None
+        raise
 
 
 def check_statistics(vec_normalize: VecNormalize) -> None:

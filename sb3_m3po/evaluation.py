@@ -9,7 +9,7 @@ import numpy as np
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_m3po.tasks import find_table
+from sb3_m3po.tasks import ids_in_model, reader_for
 
 
 def iqm(scores: np.ndarray) -> float:
@@ -53,7 +53,7 @@ def bootstrap_interval(
     return found["all"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TaskScores(Mapping[str, float]):
     """
     Episodes of each task; as a mapping, its mean reward.
@@ -87,7 +87,7 @@ class TaskScores(Mapping[str, float]):
     def scores(self) -> np.ndarray:
         """
         What the tasks are compared by: returns between their bounds where these are given; else successes, where every task
-        says so; else the returns, which weigh a task by the size of its rewards.
+        says so; else the returns as they are, which says little of tasks with unlike rewards.
 
         :return: Shape ``(n_episodes, n_tasks)``
         """
@@ -95,6 +95,11 @@ class TaskScores(Mapping[str, float]):
             return np.stack([(self.returns[n] - low) / (high - low) for n, (low, high) in self._bounds().items()], -1)
         found = self.successes if set(self.successes) == set(self.returns) else self.returns
         return np.stack([found[name] for name in self], -1).astype(np.float64)
+
+    @property
+    def are_comparable(self) -> bool:
+        """:return: Whether the scores of all tasks are in one unit"""
+        return self.bounds is not None or set(self.successes) == set(self.returns)
 
     def _bounds(self) -> dict[str, tuple[float, float]]:
         assert self.bounds is not None
@@ -104,8 +109,13 @@ class TaskScores(Mapping[str, float]):
 
     @property
     def iqm(self) -> float:
-        """:return: The interquartile mean of :attr:`scores` over tasks and episodes"""
-        return iqm(self.scores)
+        """:return: The interquartile mean over tasks, of the mean of each one's :attr:`scores`"""
+        return iqm(self.scores.mean(0))
+
+    @property
+    def mean_score(self) -> float:
+        """:return: The mean over tasks of the same, which all of them count in"""
+        return float(self.scores.mean())
 
     def interval(self, n_resamples: int = 2_000, confidence: float = 0.95) -> tuple[float, float]:
         """
@@ -114,7 +124,9 @@ class TaskScores(Mapping[str, float]):
         :return: Where the interquartile mean lies, by rliable's stratified bootstrap
         :raises ImportError: if rliable is missing
         """
-        low, high = bootstrap_interval(self.scores, lambda scores: np.array([iqm(scores)]), n_resamples, confidence)[:, 0]
+        low, high = bootstrap_interval(self.scores, lambda scores: np.array([iqm(scores.mean(0))]), n_resamples, confidence)[
+            :, 0
+        ]
         return float(low), float(high)
 
     def __str__(self) -> str:
@@ -123,7 +135,15 @@ class TaskScores(Mapping[str, float]):
         for name in self:
             success = f"  success {self.success_rate[name]:.2f}" if name in self.successes else ""
             lines.append(f"{name:{width}}  {self[name]:10.2f} +- {self.returns[name].std():8.2f}{success}")
-        return "\n".join([*lines, f"{'IQM':{width}}  {self.iqm:10.2f}"])
+        return "\n".join([*lines, f"{'IQM':{width}}  {self.iqm:10.2f}{self._interval_text()}"])
+
+    __repr__ = __str__
+
+    def _interval_text(self) -> str:
+        try:
+            return "  95 % interval {:.2f} to {:.2f}".format(*self.interval())
+        except ImportError:
+            return ""
 
 
 def evaluate_per_task(
@@ -140,25 +160,29 @@ def evaluate_per_task(
     As in SB3's ``evaluate_policy``, each environment plays a fixed number of episodes, so that short ones don't count more,
     and the rewards are those of the ``Monitor`` where there is one.
 
-    :param model: Any model of Stable-Baselines3
+    :param model: Any model of Stable-Baselines3; tasks go by their names, so the environments may have some of the model's, in
+        any order
     :param env: From :func:`~sb3_m3po.envs.make_multitask_vec_env`, or ``sb3_m3po/MultiTask-v0``
     :param n_eval_episodes: Episodes of each task
     :param deterministic: Whether to use deterministic actions
     :param bounds: By task's name: the returns that count as 0 and as 1, for :attr:`TaskScores.scores`
-    :param task_key: Key of the task's id in the observations
+    :param task_key: Key of the task's id in the observations; an M3PO model has its own
     :return: The episodes of each task
-    :raises ValueError: if observations have no task
+    :raises ValueError: if observations have no task, or one that the model does not know
     """
     if not isinstance(env, VecEnv):
         inner = env
         env = DummyVecEnv([lambda: Monitor(inner)])
-    table = find_table(env.observation_space, task_key)
+    reader = reader_for(env.observation_space, task_key, model)
+    ids = ids_in_model(reader, getattr(model, "observation_space", env.observation_space))
     observations: Any = env.reset()
-    counter = _Counter(env, np.ravel(observations[task_key]), n_eval_episodes, len(table))
+    counter = _Counter(env, reader.ids(observations), n_eval_episodes, len(reader.table))
     rewards_so_far, lengths_so_far = np.zeros(env.num_envs), np.zeros(env.num_envs, int)
     states, starts = None, np.ones(env.num_envs, bool)
     while counter.wants_more():
-        tasks = np.ravel(observations[task_key])
+        tasks = reader.ids(observations)
+        if reader.key is not None:
+            observations = {**observations, reader.key: ids[observations[reader.key]]}
         actions, states = model.predict(observations, state=states, episode_start=starts, deterministic=deterministic)
         observations, rewards, starts, infos = env.step(actions)
         rewards_so_far += rewards
@@ -167,7 +191,7 @@ def evaluate_per_task(
             episode = infos[i].get("episode", {"r": rewards_so_far[i], "l": lengths_so_far[i]})
             counter.add(i, int(tasks[i]), (episode["r"], episode["l"], infos[i].get("is_success")))
             rewards_so_far[i], lengths_so_far[i] = 0.0, 0
-    return counter.scores(table.names, bounds)
+    return counter.scores(reader.table.names, bounds)
 
 
 class _Counter:

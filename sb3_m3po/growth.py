@@ -1,12 +1,17 @@
 """How a trained model takes in new tasks: what each of its tensors becomes when the table grows."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_m3po.policies import WorldModelPolicy
-from sb3_m3po.tasks import TaskReader, find_tasks
+from sb3_m3po.tasks import TaskReader, TaskSpace, TaskTable, find_tasks
 
 
 def check_growth(model: Any, observation_space: spaces.Space, action_space: spaces.Space, train: str) -> None:
@@ -36,6 +41,46 @@ def check_growth(model: Any, observation_space: spaces.Space, action_space: spac
             f"{known.seen(model.observation_space)}. Actions: {action_space}, the model has {model.action_space}. Give a "
             "model room from the start by make_multitask_vec_env(..., observation_dim=..., action_dim=...)"
         )
+
+
+@contextmanager
+def misfits_explained(known: Any, env: Any) -> Iterator[None]:
+    """
+    While SB3 compares spaces, of which it only prints both.
+
+    :param known: An M3PO model, or the path of a saved one
+    :param env: Environments
+    :raises ValueError: if their tasks or widths are not the model's: which, and what to do
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "spaces do not match" not in str(error) or not isinstance(known, (str, Path, BaseAlgorithm)):
+            raise
+        saved = vars(known) if isinstance(known, BaseAlgorithm) else load_from_zip_file(known)[0]
+        mine, theirs = (_table(space) for space in ((saved or {}).get("observation_space"), env.observation_space))
+        if mine is None or theirs is None:
+            raise
+        raise ValueError(f"{_misfit(mine, theirs)}. {error}") from error
+
+
+def _table(space: spaces.Space | None) -> TaskTable | None:
+    parts = space.spaces.values() if isinstance(space, spaces.Dict) else ()
+    return next((part.table for part in parts if isinstance(part, TaskSpace)), None)
+
+
+def _misfit(mine: TaskTable, theirs: TaskTable) -> str:
+    """:return: Why environments of ``theirs`` are none for a model of ``mine``, and what to do"""
+    like = "make them by make_multitask_vec_env(tasks, like=model)"
+    if mine == theirs:
+        return f"The environments are wider or narrower than the model: {like}, which pads them as the model's are"
+    if theirs.extends(mine):
+        new = ", ".join(theirs.names[len(mine) :])
+        return f"The model does not know the tasks {new}: load it without environments, then add_tasks(env) takes them in"
+    for spec in theirs:
+        if spec.name in mine.names and spec != (known := mine[mine.id_of(spec.name)]):
+            return f"Task {spec.name!r} of the environments is {spec}, the model's {known}: give it another name, or {like}"
+    return f"The environments' tasks ({', '.join(theirs.names)}) are not the model's ({', '.join(mine.names)}): {like}"
 
 
 def take_over(policy: WorldModelPolicy, old: WorldModelPolicy) -> None:

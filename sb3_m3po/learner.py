@@ -78,6 +78,28 @@ class Learner:
     learn_ent_coef: bool
     bonus_coef: float
 
+    @classmethod
+    def of(cls, model: Any) -> "Learner":
+        """
+        :param model: An M3PO model
+        :return: What its next sync period learns with
+        """
+        return cls(
+            policy=model.policy,
+            memory=model.replay_buffer,
+            vec_normalize=model._vec_normalize_env,
+            rng=model._rng,
+            generator=model._generator,
+            batch_size=model.batch_size,
+            horizon=model.horizon,
+            n_step_returns=model.n_step_returns,
+            gamma=model.gamma,
+            max_grad_norm=model.max_grad_norm,
+            target_kl=model.target_kl,
+            learn_ent_coef=isinstance(model.ent_coef, str),
+            bonus_coef=model.bonus_coef * model._current_progress_remaining,
+        )
+
     def run(self, n_updates: int) -> dict[str, float]:
         """
         :param n_updates: Updates of each phase

@@ -31,7 +31,7 @@ from sb3_m3po.checks import (
     known_ent_coef,
     warn_of_reward_normalisation,
 )
-from sb3_m3po.growth import check_growth, take_over
+from sb3_m3po.growth import check_growth, misfits_explained, take_over
 from sb3_m3po.learner import Learner
 from sb3_m3po.memory import ReplayMemory
 from sb3_m3po.observations import Observations, copied, original_observations, put
@@ -267,7 +267,7 @@ class M3PO(OnPolicyAlgorithm):
             result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if self._vec_normalize_env is not None:
             self._last_original_obs = original_observations(self.env, self._vec_normalize_env)  # type: ignore[assignment]
-        self._check_step(self._last_obs, None, np.zeros(self.n_envs, bool), [])  # type: ignore[arg-type]
+        check_step(self, self._last_obs, None, np.zeros(self.n_envs, bool), [])  # type: ignore[arg-type]
         return result
 
     def learn(
@@ -332,7 +332,7 @@ class M3PO(OnPolicyAlgorithm):
             new_obs: Any  # for VecEnv it may be a tuple too, which M3PO refuses at construction
             with dead_workers_named(self):
                 new_obs, rewards, dones, infos = env.step(clipped_actions)
-            self._check_step(new_obs, rewards, dones, infos)
+            check_step(self, new_obs, rewards, dones, infos)
             self.num_timesteps += env.num_envs
 
             # Give access to local variables
@@ -377,21 +377,6 @@ class M3PO(OnPolicyAlgorithm):
         self.logger.record_mean("exploration/planner_kl", planned.kl.mean().item())
         self.logger.record_mean("exploration/planner_gain", planned.gain.mean().item())
         return actions, values, log_probs
-
-    def _check_step(
-        self, new_obs: Observations, rewards: np.ndarray | None, dones: np.ndarray, infos: list[dict[str, Any]]
-    ) -> None:
-        """:raises ValueError: for NaN or infinite observations (an episode's last one included) or rewards"""
-        if self._vec_normalize_env is not None:
-            # Its statistics spread a bad number over all environments
-            new_obs = self._vec_normalize_env.get_original_obs()  # type: ignore[assignment]
-            rewards = None if rewards is None else self._vec_normalize_env.get_original_reward()
-        try:
-            check_step(new_obs, rewards, dones, infos, self.num_timesteps)
-        except ValueError:
-            # The environments went on: a continued training begins with a reset
-            self._last_obs = None
-            raise
 
     def _remember(
         self, actions: np.ndarray, new_obs: Observations, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
@@ -456,7 +441,7 @@ class M3PO(OnPolicyAlgorithm):
         while ready and self._update_credits >= self.sync_interval:
             self._update_credits -= self.sync_interval
             self._sync()
-            metrics = self._learner().run(self.sync_interval)
+            metrics = Learner.of(self).run(self.sync_interval)
             self._n_updates += self.sync_interval
             for name, value in metrics.items():
                 self._record_finite(name, value)
@@ -483,23 +468,6 @@ class M3PO(OnPolicyAlgorithm):
             where = "world_model" if table is None else f"world_model/{table[task].name}"
             self.logger.record(f"{where}/return_scale", scale)
 
-    def _learner(self) -> Learner:
-        return Learner(
-            policy=self.policy,
-            memory=self.replay_buffer,
-            vec_normalize=self._vec_normalize_env,
-            rng=self._rng,
-            generator=self._generator,
-            batch_size=self.batch_size,
-            horizon=self.horizon,
-            n_step_returns=self.n_step_returns,
-            gamma=self.gamma,
-            max_grad_norm=self.max_grad_norm,
-            target_kl=self.target_kl,
-            learn_ent_coef=isinstance(self.ent_coef, str),
-            bonus_coef=self.bonus_coef * self._current_progress_remaining,
-        )
-
     def _record_finite(self, key: str, value: float) -> None:
         """
         :raises ValueError: if the value diverged; rl-zoo3 prunes a trial on it
@@ -512,7 +480,35 @@ class M3PO(OnPolicyAlgorithm):
         # One call of train() may cover several sync periods; of a coefficient the newest value tells more than their mean
         (self.logger.record if key.endswith("_coef") else self.logger.record_mean)(key, value)
 
-    # ------------------------------------------------------------- new tasks
+    # ----------------------------------------------- environments, new tasks
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls: type[SelfM3PO], path: str | pathlib.Path | io.BufferedIOBase, env: GymEnv | None = None, *args: Any, **kwargs: Any
+    ) -> SelfM3PO:
+        """
+        Load the model from a zip-file, as SB3's other algorithms do. The replay memory is a file of its own.
+
+        :param path: Path to the file, or a file
+        :param env: The new environment to run the loaded model on
+        :param args: See :meth:`BaseAlgorithm.load <stable_baselines3.common.base_class.BaseAlgorithm.load>`
+        :param kwargs: Likewise; extra arguments to change the model
+        :return: New model instance with loaded parameters
+        :raises ValueError: if the environment does not fit the model, with the reason
+        """
+        with misfits_explained(path, env):
+            return super().load(path, env, *args, **kwargs)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        Set the environment, of the same spaces and tasks.
+
+        :param env: The environment for learning a policy
+        :param force_reset: Force call to ``reset()`` before training
+        :raises ValueError: if the environment does not fit the model, with the reason
+        """
+        with misfits_explained(self, env):
+            super().set_env(env, force_reset)
 
     def add_tasks(self, env: GymEnv, train: str = "all") -> None:
         """

@@ -241,6 +241,41 @@ def find_table(observation_space: spaces.Space, task_key: str = "task") -> TaskT
     return TaskTable.anonymous(int(space.n))
 
 
+def reader_for(space: spaces.Space, task_key: str = "task", model: Any = None) -> TaskReader:
+    """
+    :param space: Of the environments' observations
+    :param task_key: Key of the task's id
+    :param model: That plays them; an M3PO model knows where else to look
+    :return: How to tell the tasks of the environments apart
+    :raises ValueError: if observations have no task
+    """
+    known: TaskReader | None = getattr(getattr(model, "policy", None), "tasks", None)
+    if known is None or (isinstance(space, spaces.Dict) and task_key in space.spaces):
+        return TaskReader(find_table(space, task_key), task_key)
+    return known if known.key is None else TaskReader(find_table(space, known.key), known.key)
+
+
+def ids_in_model(reader: TaskReader, space: spaces.Space) -> np.ndarray:
+    """
+    Environments of some of a model's tasks, or in another order, count them in their own way.
+
+    :param reader: Tells the tasks of the environments
+    :param space: Of the model's observations
+    :return: By the environments' id of a task, the model's
+    :raises ValueError: for a task that the model does not know
+    """
+    ids, table = np.arange(len(reader.table)), reader.table
+    parts = space.spaces if isinstance(space, spaces.Dict) else {}
+    if not isinstance(own := parts.get(reader.key or ""), TaskSpace) or table == TaskTable.anonymous(len(table)):
+        return ids
+    if unknown := [name for name in table.names if name not in own.table.names]:
+        raise ValueError(
+            f"The model does not know the tasks {', '.join(unknown)}, only {', '.join(own.table.names)}: add_tasks() takes "
+            "new ones in"
+        )
+    return np.array([own.table.id_of(name) for name in table.names])
+
+
 def _reader(table: TaskTable, key: str | None) -> TaskReader | None:
     """:return: Nothing for one task: there is nothing to tell apart, and it shall pay nothing"""
     return TaskReader(table, key) if len(table) > 1 else None

@@ -9,7 +9,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_m3po import M3PO
-from sb3_m3po.learner import Prepared
+from sb3_m3po.learner import Learner, Prepared
 from sb3_m3po.losses import ModelTargets, n_step_return, world_model_loss
 from sb3_m3po.math import decode
 from sb3_m3po.world_model import WorldModel
@@ -169,7 +169,7 @@ class Setup:
     def __init__(self, action_space: spaces.Space):
         with th.enable_grad():
             model = tiny_model(randoms(action_space=action_space)).learn(48)
-        self.policy, self.learner = model.policy, model._learner()
+        self.policy, self.learner = model.policy, Learner.of(model)
         generator = th.Generator().manual_seed(0)
         with th.no_grad():
             for network in (self.policy.world_model, self.policy.bar):

@@ -1,6 +1,7 @@
 """One agent over several tasks: masks, statistics, scales, discounts and embeddings per task, and new tasks."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -15,13 +16,14 @@ from torch.distributions import Categorical, Independent, Normal, TanhTransform,
 
 from sb3_m3po import M3PO
 from sb3_m3po.actions import CategoricalActions, GaussianActions
+from sb3_m3po.learner import Learner
 from sb3_m3po.losses import excess_entropy, n_step_return
 from sb3_m3po.masked_actions import MaskedCategoricalActions, MaskedGaussianActions, make_action_codec
 from sb3_m3po.memory import ReplayMemory
 from sb3_m3po.nets import RunningNorm
 from sb3_m3po.planner import PlannerConfig, plan
 from sb3_m3po.tasks import TaskReader, TaskSpace, TaskSpec, TaskTable, find_tasks
-from tests.helpers import RandomEnv, tiny_model, tiny_policy_kwargs
+from tests.helpers import RandomEnv, randoms, tiny_model, tiny_policy_kwargs
 
 WIDTH = 4
 SMALL, LARGE = TaskSpec("small", 2, 1), TaskSpec("large", 4, 3)
@@ -538,7 +540,7 @@ def test_the_gap_of_each_task_has_its_own_discount() -> None:
     model = tiny_model(env, "MultiInputPolicy", gamma=0.8)
     with th.enable_grad():
         model.learn(48)
-    learner, policy, world = model._learner(), model.policy, model.policy.world_model
+    learner, policy, world = Learner.of(model), model.policy, model.policy.world_model
     for parameter in (*world.parameters(), *policy.bar.parameters()):
         parameter.add_(0.3 * th.randn(parameter.shape, generator=th.Generator().manual_seed(0)))
     learner.bonus_coef = 0.5
@@ -687,6 +689,27 @@ def test_tasks_that_do_not_fit_are_refused(env: Callable[[], VecEnv], train: str
     with pytest.raises(ValueError, match=message):
         model.add_tasks(env(), train=train)
     assert model.task_table == TABLE
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (lambda: grown_env("new"), r"does not know the tasks new: .*add_tasks\(env\)"),
+        (lambda: two_targets(table=TaskTable([LARGE, SMALL])), r"tasks \(large, small\) are not the model's .*like=model"),
+        (lambda: two_targets(table=TaskTable([SMALL, replace(LARGE, gamma=0.5)])), "gamma=0.5.* the model's .*gamma=None"),
+        (lambda: two_targets(spaces.Box(-1.0, 1.0, (5,))), r"wider or narrower than the model: .*like=model"),
+        (lambda: randoms(), "^Observation spaces do not match"),
+    ],
+    ids=["new", "order", "discount", "width", "no tasks"],
+)
+def test_environments_that_do_not_fit_are_explained(env: Callable[[], VecEnv], message: str, tmp_path: Any) -> None:
+    model = tiny_model(two_targets(), "MultiInputPolicy")
+    model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match=message):
+        M3PO.load(tmp_path / "model", env=env())
+    if env().num_envs == model.n_envs:
+        with pytest.raises(ValueError, match=message):
+            model.set_env(env())
 
 
 def test_a_single_task_does_not_grow() -> None:

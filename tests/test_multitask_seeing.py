@@ -1,5 +1,6 @@
 """What one sees of several tasks: scores, callbacks, logs and pictures."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from matplotlib.text import Text
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnRewardThreshold
 from stable_baselines3.common.logger import KVWriter, configure
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_m3po import M3PO, Task, TaskEvalCallback, TaskScores, TaskStatsCallback, evaluate_per_task, make_multitask_vec_env
@@ -136,14 +139,25 @@ def test_what_tasks_are_compared_by() -> None:
     np.testing.assert_allclose(scores_of().scores, [[0.0, -100.0], [10.0, -100.0], [10.0, -50.0], [20.0, -50.0]])
     bounded = scores_of(bounds={"a": (0, 20), "b": (-100, 0)})
     np.testing.assert_allclose(bounded.scores, [[0.0, 0.0], [0.5, 0.0], [0.5, 0.5], [1.0, 0.5]])
-    # Of 0, 0, 0, .5, .5, .5, .5, 1 the middle four
-    assert bounded.iqm == pytest.approx(1.5 / 4)
+    assert bounded.iqm == bounded.mean_score == pytest.approx((2 / 4 + 1 / 4) / 2)
     some = {"a": np.array([1.0, 0.0, 0.0, 0.0])}
     assert scores_of(some).iqm == scores_of().iqm
     every = {**some, "b": np.ones(4)}
-    assert scores_of(every).iqm == pytest.approx((0 + 1 + 1 + 1) / 4)
+    assert scores_of(every).iqm == pytest.approx((1 / 4 + 1) / 2)
+    assert [scores.are_comparable for scores in (scores_of(), bounded, scores_of(some), scores_of(every))] == [0, 1, 0, 1]
     with pytest.raises(ValueError, match="missing for b"):
         _ = scores_of(bounds={"a": (0, 1)}).scores
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.8, 0.9])
+def test_successes_are_compared_by_rates_of_tasks(rate: float) -> None:
+    """Of single episodes, 0 or 1, the middle half would be all ones or all zeros."""
+    successes = {name: np.repeat([1.0, 0.0], [round(10 * rate), 10 - round(10 * rate)]) for name in "abcdefgh"}
+    scores = TaskScores(successes, successes, successes)
+    assert scores.iqm == pytest.approx(rate)
+    pytest.importorskip("rliable")
+    low, high = scores.interval()
+    assert low < rate < high
 
 
 def test_interval_holds_the_mean_and_is_narrower_with_more_episodes() -> None:
@@ -169,11 +183,13 @@ def test_interval_holds_the_mean_and_is_narrower_with_more_episodes() -> None:
 
 
 def test_a_table_of_scores() -> None:
-    lines = str(scores_of({"a": np.array([1.0, 0.0, 0.0, 0.0])})).splitlines()
+    scores = scores_of({"a": np.array([1.0, 0.0, 0.0, 0.0])})
+    lines = repr(scores).splitlines()
+    interval = ["95", "%", "interval", f"{scores.interval()[0]:.2f}", "to", f"{scores.interval()[1]:.2f}"]
     assert [line.split() for line in lines] == [
         ["a", "10.00", "+-", "7.07", "success", "0.25"],
         ["b", "-75.00", "+-", "25.00"],
-        ["IQM", "-22.50"],
+        ["IQM", "-32.50", *interval],
     ]
 
 
@@ -277,6 +293,67 @@ def test_the_best_model_is_that_of_the_best_iqm(tmp_path: Any, monkeypatch: pyte
     assert M3PO.load(tmp_path / "best_model").num_timesteps == 96
 
 
+def test_among_equal_iqms_the_mean_decides(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the outer quarters learn counts too."""
+    found = [[0.0, 1.0, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.5, 1.0, 1.0, 1.0]]
+    results = iter(TaskScores({n: np.array([x]) for n, x in zip("abcd", row, strict=True)}, {}) for row in found)
+    monkeypatch.setattr("sb3_m3po.callbacks.evaluate_per_task", lambda *args, **kwargs: next(results))
+    env = make_multitask_vec_env(TWO)
+    model = tiny_model(env, "MultiInputPolicy")
+    monkeypatch.setattr(TaskEvalCallback, "_log", lambda self, scores: None)
+    with pytest.warns(UserWarning, match="unlike rewards: give bounds"):
+        model.learn(128, callback=TaskEvalCallback(env, eval_freq=16, best_model_save_path=str(tmp_path), verbose=0))
+    assert M3PO.load(tmp_path / "best_model").num_timesteps == 96
+
+
+class Named:
+    """Stands in for a model of some tasks, and says which of them it was asked about."""
+
+    def __init__(self, env: VecEnv):
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        self.asked: list[int] = []
+
+    def predict(self, observation: Any, **kwargs: Any) -> Any:
+        self.asked += observation["task"].ravel().tolist()
+        return np.zeros((len(observation["task"]), *(self.action_space.shape or ()))), None
+
+
+def test_tasks_go_by_their_names() -> None:
+    model = Named(make_multitask_vec_env(TWO))
+    scores = evaluate_per_task(model, make_multitask_vec_env(TWO[1]), 1)
+    assert list(scores) == ["long"] and set(model.asked) == {1}
+    model.asked.clear()
+    scores = evaluate_per_task(model, make_multitask_vec_env(TWO[::-1]), 1)
+    assert list(scores) == ["long", "short"] and model.asked[:2] == [1, 0]
+    assert scores["long"] < -90 < 10 < scores["short"]
+    with pytest.raises(ValueError, match=r"does not know the tasks stranger, only short, long: add_tasks\(\)"):
+        evaluate_per_task(model, make_multitask_vec_env([TWO[0], known("stranger")]), 1)
+
+
+@pytest.mark.parametrize("tail", [False, True])
+def test_a_model_knows_where_its_tasks_are_told(tail: bool) -> None:
+    class Elsewhere(gym.ObservationWrapper):
+        """The task under another key, or in a one-hot tail."""
+
+        def __init__(self, env: gym.Env, task: int):
+            super().__init__(env)
+            self.task = task
+            vector = spaces.Box(-1.0, 1.0, (4,))
+            self.observation_space = vector if tail else spaces.Dict({"x": VECTOR, "which": spaces.Discrete(2)})
+
+        def observation(self, observation: Any) -> Any:
+            if tail:
+                return np.concatenate([observation, np.eye(2, dtype=np.float32)[self.task]])
+            return {"x": observation, "which": self.task}
+
+    env = DummyVecEnv([lambda task=task: Monitor(Elsewhere(Known(10.0 * task), task)) for task in (0, 1)])  # type: ignore[misc]
+    options: Any = {"n_tasks": 2} if tail else {"task_key": "which"}
+    model = tiny_model(env, "MlpPolicy" if tail else "MultiInputPolicy", **options)
+    log = watched(model)
+    model.learn(64, callback=[TaskEvalCallback(env, eval_freq=16, n_eval_episodes=2, verbose=0), TaskStatsCallback()])
+    assert log.latest("eval/task1/mean_reward") > 10 + log.latest("eval/task0/mean_reward") - 5
+
+
 def test_callbacks_of_the_evaluation_are_called() -> None:
     class Count(BaseCallback):
         calls = 0
@@ -332,6 +409,47 @@ def test_heatmap_shows_the_scores(tmp_path: Any) -> None:
     figure.savefig(tmp_path / "heatmap.png")
 
 
+def written(folder: Path, names: list[str] = ["a", "b"]) -> dict[str, Any]:  # noqa: B006
+    """:return: What is in ``evaluations.npz`` of that folder"""
+    data: dict[str, Any] = dict(timesteps=[100, 200], tasks=names, task_results=[range(len(names))] * 2)
+    np.savez(folder / "evaluations.npz", **data)
+    return data
+
+
+def test_heatmap_finds_the_evaluations(tmp_path: Any) -> None:
+    data = written(tmp_path)
+    expected = np.asarray(plot_task_heatmap(data).axes[0].images[0].get_array())
+    for source in (tmp_path / "evaluations.npz", tmp_path, str(tmp_path)):
+        found = plot_task_heatmap(source).axes[0].images[0].get_array()
+        np.testing.assert_array_equal(np.asarray(found), expected)
+
+
+def test_heatmap_says_what_is_missing(tmp_path: Any) -> None:
+    written(tmp_path, ["a", "b", "c"])
+    with pytest.raises(ValueError, match="bounds are missing for a, c: give"):
+        plot_task_heatmap(tmp_path, bounds={"b": (0, 1)})
+    # As SB3's own callback writes it
+    np.savez(tmp_path / "evaluations.npz", timesteps=[100], results=[[1.0]], ep_lengths=[[5]])
+    with pytest.raises(
+        ValueError, match=r"no tasks, task_results \(they have timesteps, results, ep_lengths\).*TaskEvalCallback"
+    ):
+        plot_task_heatmap(tmp_path)
+
+
+def test_heatmap_of_many_tasks_and_evaluations_fits_on_a_screen() -> None:
+    names = [f"button-press-topdown-wall-v{i}" for i in range(50)]
+    data = dict(timesteps=range(100), tasks=names, task_results=np.random.default_rng(0).random((100, 50)))
+    figure = plot_task_heatmap(data)
+    width, height = figure.get_size_inches()
+    assert 8 < width < 13 and 8 < height < 13
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_position().width > 0.6
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    assert all(above.y0 >= below.y1 for above, below in pairwise(boxes))
+    # As large as it needs for two
+    assert max(plot_task_heatmap(dict(data, tasks=names[:2], task_results=np.zeros((100, 2)))).get_size_inches()) < 13
+
+
 def test_embeddings_are_drawn_by_their_principal_components(tmp_path: Any) -> None:
     model = tiny_model(make_multitask_vec_env([*TWO, known("third")]), "MultiInputPolicy")
     figure = plot_task_embeddings(model)
@@ -343,8 +461,30 @@ def test_embeddings_are_drawn_by_their_principal_components(tmp_path: Any) -> No
     np.testing.assert_allclose(np.abs(points[:, 0]), np.array([3, 1, 2]), atol=1e-12)
     np.testing.assert_allclose(points[:, 1], 0, atol=1e-12)
     assert "100%" in line.get_xlabel()
+    named = plot_task_embeddings(np.eye(2), np.array(["a", "b"])).axes[0]
+    assert [text.get_text() for text in named.texts] == ["a", "b"]
+    numbered = plot_task_embeddings(np.eye(2)).axes[0]
+    assert [text.get_text() for text in numbered.texts] == ["0", "1"]
+
+
+@pytest.mark.parametrize("close", [False, True])
+def test_labels_of_many_tasks_can_be_read(close: bool) -> None:
+    embeddings = np.random.default_rng(0).normal(size=(50, 8))
+    embeddings[:10] *= 0.1 if close else 1.0
+    figure = plot_task_embeddings(embeddings, [f"button-press-wall-v{i}" for i in range(50)])
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    # Of the texts alone, without the lines to their points
+    boxes = [Text.get_window_extent(text) for text in axes.texts]
+    assert not [(i, j) for i, one in enumerate(boxes) for j, other in enumerate(boxes[:i]) if one.overlaps(other)]
+    assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
+    assert all(float(text.get_fontsize()) >= 7 for text in axes.texts)
 
 
 def test_one_task_has_no_embedding_to_draw() -> None:
     with pytest.raises(ValueError, match="single task"):
         plot_task_embeddings(tiny_model(make_multitask_vec_env(TWO[0]), "MultiInputPolicy"))
+    with pytest.raises(ValueError, match="PPO has no embeddings of tasks: give an M3PO"):
+        plot_task_embeddings(PPO("MultiInputPolicy", make_multitask_vec_env(TWO)))
+    with pytest.raises(ValueError, match="There are 3 names for 2 embeddings"):
+        plot_task_embeddings(np.eye(2), list("abc"))

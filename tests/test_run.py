@@ -420,7 +420,7 @@ def test_beyond_the_budget_nothing_is_unlearned() -> None:
     assert model.num_timesteps >= 64 and model._current_progress_remaining == 0.0
     optimizers = (model.policy.optimizer, model.policy.model_optimizer, model.policy.coef_optimizer)
     assert [group["lr"] for optimizer in optimizers for group in optimizer.param_groups if group["lr"] != 0.0] == []
-    assert model._learner().bonus_coef == 0.0
+    assert Learner.of(model).bonus_coef == 0.0
 
 
 def test_learning_rate_schedule_reaches_all_optimizers() -> None:

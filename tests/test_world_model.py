@@ -11,6 +11,7 @@ from torch import nn
 
 from sb3_m3po import M3PO
 from sb3_m3po.actions import CategoricalActions
+from sb3_m3po.learner import Learner
 from sb3_m3po.losses import ModelTargets, PolicyTerms, critic_loss, policy_terms, trust_region_loss, world_model_loss
 from sb3_m3po.masked_actions import make_action_codec
 from sb3_m3po.math import two_hot
@@ -295,7 +296,7 @@ def state(model: M3PO) -> dict[str, th.Tensor]:
 @every_kind
 def test_each_phase_changes_its_own_parts(space: spaces.Space) -> None:
     model = tiny_model(randoms(action_space=space), bonus_coef=0.5).learn(64)
-    learner = model._learner()
+    learner = Learner.of(model)
     learner.bonus_coef = 0.5
     model_batch, value_steps, policy_batch, frozen = learner.draw(8)
     before = state(model)
@@ -311,7 +312,7 @@ def test_each_phase_changes_its_own_parts(space: spaces.Space) -> None:
 @pytest.mark.parametrize("excess", [-0.5, 0.5])
 def test_temperature_and_multiplier_move_against_the_excess(space: spaces.Space, excess: float) -> None:
     model = tiny_model(randoms(action_space=space), target_kl=0.3)
-    policy, learner, zeros = model.policy, model._learner(), th.zeros(4)
+    policy, learner, zeros = model.policy, Learner.of(model), th.zeros(4)
     model.replay_buffer.is_informative[:] = True
     entropy = policy.world_model.codec.target_entropy + excess + zeros
     for group in policy.coef_optimizer.param_groups:
@@ -327,7 +328,7 @@ def test_temperature_and_multiplier_move_against_the_excess(space: spaces.Space,
 
 @pytest.mark.parametrize("bound", [2.5, 10.0])
 def test_a_step_is_that_of_the_clipped_gradient(bound: float) -> None:
-    learner = tiny_model(randoms(), max_grad_norm=bound)._learner()
+    learner = Learner.of(tiny_model(randoms(), max_grad_norm=bound))
     first, second, unused = (nn.Parameter(th.ones(2)) for _ in range(3))
     optimizer = th.optim.SGD([first, second, unused], lr=1.0)
     for _ in range(2):  # what an update leaves behind does not reach the next
