@@ -208,6 +208,8 @@ def check_step(
         obs, rewards = vec_normalize.get_original_obs(), None if rewards is None else vec_normalize.get_original_reward()
     try:
         check_finite("observation", obs, model.num_timesteps)
+        if model.n_tasks is not None:
+            check_one_hots(obs, model.n_tasks)
         if rewards is not None:
             check_finite("reward", rewards, model.num_timesteps)
         for i in np.flatnonzero(dones).tolist():
@@ -216,6 +218,22 @@ def check_step(
     except ValueError:
         model._last_obs = None
         raise
+
+
+def check_one_hots(obs: Any, n_tasks: int) -> None:
+    """
+    :param obs: Vectors, one row per environment
+    :param n_tasks: Length of the one-hot of the task that they end in
+    :raises ValueError: if they end in anything else
+    """
+    tails = obs[:, -n_tasks:]
+    wrong = ~np.isin(tails, (0, 1)).all(-1) | (tails.sum(-1) != 1)
+    if wrong.any():
+        bad = int(wrong.argmax())
+        raise ValueError(
+            f"The observation of environment {bad} ends in {tails[bad].tolist()}, which is no one-hot of n_tasks={n_tasks} "
+            "tasks: leave n_tasks out if observations don't say the task"
+        )
 
 
 def check_statistics(vec_normalize: VecNormalize) -> None:

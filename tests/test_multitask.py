@@ -588,6 +588,13 @@ def test_a_one_hot_tail_is_read_if_told() -> None:
 # ------------------------------------------------------------ saving, growing
 
 
+def test_a_tail_that_is_no_one_hot_is_refused() -> None:
+    model = tiny_model(randoms(2), n_tasks=2)
+    with pytest.raises(ValueError, match=r"environment 0 ends in .* no one-hot of n_tasks=2"):
+        model.learn(16)
+    assert model.replay_buffer.size() == 0
+
+
 def test_tasks_are_saved(tmp_path: Any) -> None:
     model = tiny_model(two_targets(), "MultiInputPolicy").learn(96)
     model.save(tmp_path / "model")
