@@ -328,7 +328,7 @@ def _half_made(error: BaseException) -> VecEnv | None:
 def _task_names(owner: Any, env: Any) -> Sequence[str]:
     """:return: Names of the tasks of a vec-env's environments, nothing where they are not known"""
     noted = getattr(env.unwrapped, "task_names", [])
-    if noted or isinstance(owner, VecEnv) or owner.task_table is None or owner._last_obs is None:
+    if noted or getattr(owner, "task_table", None) is None or owner._last_obs is None:
         return noted
     return [owner.task_table.names[i] for i in owner.policy.tasks.ids(owner._last_obs)]
 

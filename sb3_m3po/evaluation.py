@@ -9,7 +9,8 @@ import numpy as np
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_m3po.tasks import ids_in_model, reader_for
+from sb3_m3po.checks import dead_workers_named
+from sb3_m3po.tasks import TaskReader, ids_in_model, reader_for
 
 
 def iqm(scores: np.ndarray) -> float:
@@ -169,14 +170,24 @@ def evaluate_per_task(
     :param task_key: Key of the task's id in the observations; an M3PO model has its own
     :return: The episodes of each task
     :raises ValueError: if observations have no task, or one that the model does not know
+    :raises RuntimeError: if the process of an environment dies: which, and of which task
     """
+    if n_eval_episodes < 1:
+        raise ValueError(f"n_eval_episodes={n_eval_episodes} must be at least 1")
     if not isinstance(env, VecEnv):
         inner = env
         env = DummyVecEnv([lambda: Monitor(inner)])
     reader = reader_for(env.observation_space, task_key, model)
     ids = ids_in_model(reader, getattr(model, "observation_space", env.observation_space))
+    with dead_workers_named(env):
+        counter = _play(model, env, reader, ids, n_eval_episodes, deterministic)
+    return counter.scores(reader.table.names, bounds)
+
+
+def _play(model: Any, env: VecEnv, reader: TaskReader, ids: np.ndarray, n_episodes: int, deterministic: bool) -> "_Counter":
+    """:return: Episodes of all tasks; ``ids`` are the model's, by those of the environments"""
     observations: Any = env.reset()
-    counter = _Counter(env, reader.ids(observations), n_eval_episodes, len(reader.table))
+    counter = _Counter(env, reader.ids(observations), n_episodes, len(reader.table))
     rewards_so_far, lengths_so_far = np.zeros(env.num_envs), np.zeros(env.num_envs, int)
     states, starts = None, np.ones(env.num_envs, bool)
     while counter.wants_more():
@@ -191,7 +202,7 @@ def evaluate_per_task(
             episode = infos[i].get("episode", {"r": rewards_so_far[i], "l": lengths_so_far[i]})
             counter.add(i, int(tasks[i]), (episode["r"], episode["l"], infos[i].get("is_success")))
             rewards_so_far[i], lengths_so_far[i] = 0.0, 0
-    return counter.scores(reader.table.names, bounds)
+    return counter
 
 
 class _Counter:

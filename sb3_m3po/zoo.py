@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from gymnasium.error import Error as GymnasiumError
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_m3po.m3po import M3PO
@@ -30,6 +31,7 @@ SCRIPTS = {
     **{name: f"rl_zoo3.{name}" for name in ("push_to_hub", "load_from_hub")},
     **{name: f"rl_zoo3.plots.{name}" for name in ("plot_train", "all_plots", "plot_from_file")},
 }
+_USAGE = f"usage: m3po-zoo {{{','.join(SCRIPTS)}}} [options of the script; --help lists them]"
 #: These take several algorithms, or none
 _WITHOUT_ALGO = ("benchmark", "all_plots", "plot_from_file")
 
@@ -237,8 +239,11 @@ def main() -> None:
     It ends with a message and a status that is not zero for what can't work.
     """
     name, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("", [])
+    if name in ("-h", "--help"):
+        print(_USAGE)
+        return
     if name not in SCRIPTS:
-        sys.exit(f"usage: m3po-zoo {{{','.join(SCRIPTS)}}} [options of the script; --help lists them]")
+        sys.exit(_USAGE)
     if name not in _WITHOUT_ALGO and not any(x == "--algo" or x.startswith(("--algo=", "-a")) for x in arguments):
         arguments = ["--algo", "m3po", *arguments]
     try:
@@ -246,9 +251,14 @@ def main() -> None:
         sys.argv = [f"m3po-zoo {name}", *arguments]
         runpy.run_module(SCRIPTS[name], run_name="__main__")
     except Exception as error:
-        if (
-            not isinstance(error, (ImportError, OSError, ValueError, AssertionError))
-            and "sqlalchemy" not in type(error).__module__
-        ):
+        if not _is_no_bug(error):
             raise
         sys.exit(f"m3po-zoo {name}: {error}")
+
+
+def _is_no_bug(error: Exception) -> bool:
+    """:return: Whether it is about what was asked for, and its message says enough"""
+    if isinstance(error, TypeError):
+        return "unexpected keyword argument" in str(error)
+    known = (ImportError, OSError, ValueError, AssertionError, GymnasiumError)
+    return isinstance(error, known) or "sqlalchemy" in type(error).__module__

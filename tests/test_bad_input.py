@@ -49,7 +49,7 @@ def test_observation_spaces(space: spaces.Space, message: str) -> None:
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        (spaces.Box(-np.inf, np.inf, (2,), np.float32), "Box.*finite lower and upper bound.*RescaleAction"),
+        (spaces.Box(-np.inf, np.inf, (2,), np.float32), "Box.*finite lower and upper bound.*TransformAction"),
         (spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, np.inf]), dtype=np.float64), "finite lower and upper bound"),
         (spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])), r"(?s)[Mm]ulti-dimensional MultiDiscrete.*\[2 3\].*flatten"),
         (spaces.MultiBinary([2, 3]), r"[Mm]ulti-dimensional MultiBinary.*flatten"),

@@ -1,6 +1,7 @@
 """Vec-envs of unlike tasks: padding, masks, ids, suites; the single environment; Gymnasium's vector environments."""
 
 import copy
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
 from sb3_m3po import M3PO, Task, VectorEnvAdapter, evaluate_per_task, make_multitask_vec_env
+from sb3_m3po.checks import dead_workers_named
 from sb3_m3po.envs import DM_CONTROL_EASY, ActionRepeat, MultiTaskEnv, TaskWrapper
 from sb3_m3po.tasks import TaskSpace, TaskSpec
 from tests.helpers import RandomEnv, tiny_model
@@ -69,6 +71,23 @@ class Echo(gym.Env):
         ended = self.t >= self.length
         info = {} if self.success_at is None else {"success": float(self.t == self.success_at)}
         return self._observe(), float(np.mean(action)), ended and not self.truncates, ended and self.truncates, info
+
+
+class Mortal(Echo):
+    """:param at: Where its process dies, unless that is the one which starts the others: in "make" or in "reset" """
+
+    def __init__(self, at: str):
+        super().__init__()
+        self.at = at
+        self._live("make")
+
+    def _live(self, at: str) -> None:
+        if self.at == at and multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self._live("reset")
+        return super().reset(seed=seed, options=options)
 
 
 def box(n: int, low: float = -1.0, high: float = 1.0, dtype: Any = np.float32) -> spaces.Box:
@@ -228,8 +247,6 @@ def test_a_task_may_repeat_its_actions(at: int) -> None:
     assert [step[3][0]["success"] for step in steps] == [float(at == 1), float(at > 3)]
     assert steps[1][3][0]["is_success"]
     assert env.envs[0].unwrapped.received == [0.5] * 3 + [-0.25] * 2
-    with pytest.raises(ValueError, match="repeat=0"):
-        make_multitask_vec_env(Task(Echo, action_repeat=0))
 
 
 def test_success_is_left_out_where_no_task_says_so() -> None:
@@ -317,6 +334,16 @@ def test_later_tasks_fit_into_room_given_from_the_start() -> None:
     assert both.action_space == env.action_space
 
 
+@pytest.mark.parametrize("tasks", [[SMALL, LARGE], [FEW, MANY]], ids=["box", "discrete"])
+def test_later_tasks_have_the_masks_that_the_model_sees(tasks: list[Task]) -> None:
+    env = make_multitask_vec_env(tasks, expose_masks=True)
+    model = tiny_model(env, "MultiInputPolicy").learn(32)
+    new = make_multitask_vec_env(Task(tasks[0].env, "new", env_kwargs=tasks[0].env_kwargs), like=model)
+    assert {"observation_mask", "action_mask"} <= set(new.observation_space.spaces)  # type: ignore[attr-defined]
+    model.add_tasks(new)
+    assert model.learn(32, reset_num_timesteps=False).task_table.names[-1] == "new"  # type: ignore[union-attr]
+
+
 # ------------------------------------------------------------------- bad input
 
 
@@ -332,13 +359,11 @@ def test_later_tasks_fit_into_room_given_from_the_start() -> None:
         ([LARGE], dict(observation_dim=4), "'large' has observation_dim=5, but there is room for 4"),
         ([LARGE], dict(action_dim=1), "'large' has action_dim=2, but there is room for 1"),
         ([SMALL], dict(like=7), "no table of tasks"),
-        ([Task(Echo, "t", env_kwargs=dict(observation_space=spaces.Text(3)))], {}, "'t' has a Text observation"),
         (
-            [Task(Echo, "t", env_kwargs=dict(observation_space=spaces.Dict({"k": spaces.Tuple([ONE])})))],
+            [Task(Echo, "t", env_kwargs=dict(action_space=box(1, -np.inf)))],
             {},
-            "'t' has a Tuple observation under key 'k'",
+            "'t' has actions without bounds.*TransformAction",
         ),
-        ([Task(Echo, "t", env_kwargs=dict(action_space=box(1, -np.inf)))], {}, "'t' has actions without bounds"),
         (
             [Task(Echo, n, env_kwargs=dict(action_space=spaces.MultiBinary(i))) for i, n in ((1, "a"), (2, "b"))],
             {},
@@ -351,6 +376,83 @@ def test_later_tasks_fit_into_room_given_from_the_start() -> None:
 def test_what_does_not_fit_is_explained(tasks: Any, kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_multitask_vec_env(tasks, **kwargs)
+
+
+PENDULUM = gym.make("Pendulum-v1")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        (
+            PENDULUM,
+            r"Pendulum.* is one environment, but each copy .* give an id \('Pendulum-v1'\).*lambda: gym.make\('Pendulum-v1'\)",
+        ),
+        ([PENDULUM], "is one environment"),
+        (PENDULUM.spec, "Pendulum-v1's EnvSpec is no task: give an id .'Pendulum-v1'"),
+        (None, r"None is no task: give an id"),
+        ([None], r"None is no task: give an id"),
+        ([3], r"3 is no task: give an id"),
+        ({"mine": "Pendulum-v1"}, r"\{'mine': 'Pendulum-v1'\} is no task: give .* or a list of these"),
+        ("MT10", "Unknown task 'MT10': the suite is called 'Meta-World/MT10'"),
+        ("mt50", "Unknown task 'mt50': the suite is called 'Meta-World/MT50'"),
+        (lambda: None, "Task '<lambda>' made None, which is no gymnasium.Env"),
+        (Task("dm_control/easy", "x"), "name='x' is one name for the 8 tasks of 'dm_control/easy': leave it out"),
+    ],
+    ids=lambda value: None,
+)
+def test_what_is_no_task_is_explained(tasks: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_multitask_vec_env(tasks)
+
+
+@pytest.mark.parametrize("name", ["n_envs_per_task", "observation_dim", "action_dim"])
+@pytest.mark.parametrize("value", [0, -1, 2.5, "2"])
+def test_numbers_that_are_no_counts(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name}={value!r} must be a whole number .* of at least 1"):
+        make_multitask_vec_env(SMALL, **{name: value})
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, "2"])
+def test_actions_are_repeated_a_whole_number_of_times(value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"action_repeat={value!r} must be a whole number .* of task 'Pendulum-v1'"):
+        Task("Pendulum-v1", action_repeat=value)
+    with pytest.raises(ValueError, match=f"repeat={value!r} must be a whole number .* the frames per decision"):
+        ActionRepeat(Echo(), value)
+
+
+TEXT = spaces.Text(3)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (TEXT, "'t' has a Text observation, which has no fixed length: turn it into numbers with .*TransformObservation"),
+        (spaces.Dict({"k": spaces.Tuple([ONE])}), "a Tuple observation under key 'k', .*length: turn it"),
+        (
+            spaces.Dict({"k": TEXT, "x": ONE, "y": ONE}),
+            r"under key 'k', .*: leave out 'k' with .*\(env, \['x', 'y'\]\), or turn",
+        ),
+        (
+            spaces.Dict({"k": spaces.Dict({"i": TEXT}), "x": ONE}),
+            r"under key 'k/i', .*: leave out 'k' with .*\(env, \['x'\]\), or",
+        ),
+    ],
+    ids=["alone", "only key", "key", "key of a key"],
+)
+def test_observations_without_a_length_are_left_out_where_they_can_be(space: spaces.Space, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_multitask_vec_env(Task(Echo, "t", env_kwargs=dict(observation_space=space)))
+
+
+def test_what_the_messages_advise_works() -> None:
+    free = Echo(spaces.Dict({"k": spaces.Dict({"i": TEXT}), "x": ONE}), box(1, -np.inf, np.inf))
+    made = gym.wrappers.FilterObservation(free, ["x"])
+    bounded = gym.wrappers.TransformAction(made, lambda action: action, spaces.Box(-2.0, 2.0, (1,)))
+    env = make_multitask_vec_env(lambda: bounded)
+    env.reset()
+    env.step(np.ones((1, 1)))
+    assert free.received == [2.0]
 
 
 def test_like_needs_the_same_kind_of_actions() -> None:
@@ -391,7 +493,51 @@ def test_a_worker_that_dies_is_named_and_nothing_is_lost(fails: str, tmp_path: A
     assert M3PO.load(tmp_path / "saved").num_timesteps == 56
 
 
+@pytest.mark.parametrize(("at", "place", "copies"), [("make", 0, 1), ("make", 1, 1), ("reset", 1, 2)])
+def test_a_worker_that_dies_before_its_first_step_is_named(at: str, place: int, copies: int) -> None:
+    tasks = [SMALL, Task(Mortal, "mortal", env_kwargs=dict(at=at))]
+    kwargs: Any = dict(vec_env_cls=SubprocVecEnv, vec_env_kwargs=dict(start_method="forkserver"))
+    with pytest.raises(RuntimeError, match=r"environment \d \(task 'mortal'\).* died"):
+        env = make_multitask_vec_env(tasks if place else tasks[::-1], copies, **kwargs)
+        tiny_model(VecNormalize(env, norm_reward=False, norm_obs_keys=["observation"]), "MultiInputPolicy").learn(16)
+
+
+def test_a_worker_that_dies_is_named_without_a_model() -> None:
+    tasks = [SMALL, Task(Mortal, "mortal", env_kwargs=dict(at="reset"))]
+    kwargs: Any = dict(vec_env_cls=SubprocVecEnv, vec_env_kwargs=dict(start_method="forkserver"))
+    env = VecNormalize(make_multitask_vec_env(tasks, **kwargs), norm_obs_keys=["observation"])
+    with pytest.raises(RuntimeError, match=r"environment 1 \(task 'mortal'\) died: .* make it anew"):
+        evaluate_per_task(None, env)
+
+
+def test_a_worker_of_gymnasium_that_dies_is_named() -> None:
+    made = vector(AutoresetMode.SAME_STEP, AsyncVectorEnv, fails="death")
+    model = tiny_model(VectorEnvAdapter(made), "MlpPolicy")
+    with pytest.raises(RuntimeError, match=r"The process of environment 0.* died"):
+        model.learn(16)
+    # Its close() would wait for an answer
+    made.closed = True
+    for process in made.processes:
+        process.kill()
+
+
+@pytest.mark.parametrize("error", [EOFError, ConnectionResetError])
+def test_what_no_dead_worker_is_to_blame_for_is_left_as_it_is(error: type[Exception]) -> None:
+    env = make_multitask_vec_env(SMALL)
+    for owner in (env, tiny_model(env, "MultiInputPolicy"), None):
+        with pytest.raises(error), dead_workers_named(owner):
+            raise error
+
+
 # ------------------------------------------------------------ a single environment
+
+
+@pytest.mark.parametrize("kwargs", [{}, dict(tasks=[]), dict(tasks="")])
+def test_a_single_environment_without_tasks_says_how_to_give_them(kwargs: dict[str, Any]) -> None:
+    with pytest.raises(
+        ValueError, match=r"""tasks is empty: .*tasks=\['Pendulum-v1', .* --env-kwargs "tasks:\['Pendulum-v1',"""
+    ):
+        gym.make("sb3_m3po/MultiTask-v0", **kwargs)
 
 
 def test_each_episode_draws_a_task() -> None:
@@ -478,22 +624,71 @@ def test_adapter_works_with_processes() -> None:
     env.close()
 
 
-def test_adapter_refuses_what_resets_too_late() -> None:
-    made = [
-        vector(AutoresetMode.NEXT_STEP, AsyncVectorEnv),
-        gym.make_vec("CartPole-v1", vectorization_mode="vector_entry_point"),
-    ]
-    for env in made:
-        with pytest.raises(ValueError, match=r"vectorization_mode='sync'.*autoreset_mode"):
-            VectorEnvAdapter(env)
-        env.close()
+@pytest.mark.parametrize("mode", list(AutoresetMode), ids=str)
+@pytest.mark.parametrize(("at", "expected"), [(1, [True, True]), (4, [False, True]), (9, [False, False])])
+def test_adapter_says_whether_an_episode_ever_succeeded(mode: AutoresetMode, at: int, expected: list[bool]) -> None:
+    env = VectorEnvAdapter(vector(mode, success_at=at))
+    env.reset()
+    found: list[list[Any]] = [[], []]  # of the episodes of 3 and of 4 steps
+    for step in range(12):
+        _, _, dones, infos = env.step(np.zeros((2, 1), np.float32))
+        for i, info in enumerate(infos):
+            assert ("is_success" in info) == dones[i] and "task" not in info
+            found[i] += [info["is_success"]] if dones[i] else []
+        if step == 1:
+            env.reset()  # in the middle of an episode: the next one begins anew
+    assert found == [[expected[0]] * 3, [expected[1]] * 2]
+
+
+@pytest.mark.parametrize(
+    ("make", "fix"),
+    [
+        (
+            lambda: vector(AutoresetMode.NEXT_STEP, AsyncVectorEnv),
+            "pass autoreset_mode=AutoresetMode.SAME_STEP to AsyncVectorEnv, or",
+        ),
+        (
+            lambda: gym.wrappers.vector.RecordEpisodeStatistics(vector(AutoresetMode.NEXT_STEP)),
+            r"to SyncVectorEnv, or vector_kwargs=\{'autoreset_mode': gymnasium.*SAME_STEP\} to gym.make_vec",
+        ),
+        (
+            lambda: gym.make_vec("CartPole-v1", vectorization_mode="vector_entry_point"),
+            r"CartPoleVectorEnv can't, so make it by gym.make_vec\(..., vectorization_mode='sync'\) or by 'async' with",
+        ),
+    ],
+    ids=["async", "wrapped", "of its own"],
+)
+def test_adapter_refuses_what_resets_too_late(make: Callable[[], Any], fix: str) -> None:
+    env = make()
+    with pytest.raises(ValueError, match=fix):
+        VectorEnvAdapter(env)
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "fix"),
+    [
+        (
+            lambda: PENDULUM,
+            r"give what gym.make_vec\('Pendulum-v1', num_envs=...\) returns, or a single environment to the alg",
+        ),
+        (Echo, r"give what gym.make_vec\(..., num_envs=...\) returns, or a single environment to the algorithm itself"),
+        (lambda: DummyVecEnv([Echo]), "it is a vec-env of Stable-Baselines3, which algorithms take as it is"),
+        (lambda: "Pendulum-v1", r"give what gym.make_vec\(..., num_envs=...\) returns$"),
+    ],
+    ids=["environment", "no id", "vec-env", "text"],
+)
+def test_adapter_refuses_what_is_no_vector_environment(make: Callable[[], Any], fix: str) -> None:
+    with pytest.raises(ValueError, match=f"is no gymnasium.vector.VectorEnv: {fix}"):
+        VectorEnvAdapter(make())
 
 
 def test_adapter_reads_a_one_hot_if_told() -> None:
     env = VectorEnvAdapter(vector(AutoresetMode.SAME_STEP, SyncVectorEnv), n_tasks=None)
     assert isinstance(env.observation_space, spaces.Box)
-    with pytest.raises(ValueError, match="n_tasks=2"):
-        VectorEnvAdapter(vector(AutoresetMode.SAME_STEP), n_tasks=2)
+    for n_tasks in (2, 0, -1, 1.5):
+        with pytest.raises(ValueError, match=f"n_tasks={n_tasks}"):
+            VectorEnvAdapter(vector(AutoresetMode.SAME_STEP), n_tasks=n_tasks)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
@@ -594,6 +789,28 @@ def test_meta_world_s_own_vector_env(one_hot: bool) -> None:
     env.close()
 
 
+def test_meta_world_s_own_vector_env_says_what_succeeded() -> None:
+    pytest.importorskip("metaworld")
+    ids = ["reach-v3", "push-v3"]
+    made = gym.make_vec("Meta-World/custom-mt-envs", vector_strategy="sync", envs_list=ids, max_episode_steps=3)
+    env = VectorEnvAdapter(made)
+    env.reset()
+    infos = [env.step(np.zeros((2, 4), np.float32))[3] for _ in range(3)]
+    assert [info["task"] for info in infos[-1]] == ids == env.task_names
+    assert [info["is_success"] for info in infos[-1]] == [False, False]
+    assert not any("is_success" in info or "task" in info for step in infos[:-1] for info in step)
+    model = tiny_model(env, "MultiInputPolicy")
+    assert evaluate_per_task(model, env, n_eval_episodes=2).success_rate == {"reach-v3": 0.0, "push-v3": 0.0}
+    env.close()
+
+
+def test_copies_of_one_meta_world_task_are_no_benchmark() -> None:
+    pytest.importorskip("metaworld")
+    env = VectorEnvAdapter(gym.make_vec("Meta-World/MT1", env_name="reach-v3", num_envs=2, vectorization_mode="sync"))
+    assert env.observation_space.shape == (39,)
+    env.close()
+
+
 def test_minigrid_s_direction_is_no_task() -> None:
     pytest.importorskip("minigrid")
     env = make_multitask_vec_env(["MiniGrid-Empty-5x5-v0", "CartPole-v1"])
@@ -648,5 +865,3 @@ def test_repeated_actions_sum_rewards_up_to_the_episode_s_end() -> None:
     assert observation[0] == pytest.approx(0.3) and outcome[:3] == [1 + 2 + 3, False, False]
     observation, *outcome = env.step(np.zeros(1))
     assert observation[0] == pytest.approx(0.5) and outcome[:3] == [4 + 5, True, False]
-    with pytest.raises(ValueError, match="repeat=0"):
-        ActionRepeat(Counting(), 0)

@@ -131,6 +131,49 @@ def test_every_trial_is_a_model_within_its_cost() -> None:
     assert min(costs) < 0.5 and zoo.MAX_COST - 0.01 < max(costs) <= zoo.MAX_COST + 1e-9
 
 
+def ask(monkeypatch: pytest.MonkeyPatch, *arguments: str, error: Exception | None = None) -> None:
+    """Call ``m3po-zoo``, whose script fails if told to."""
+
+    def run_module(*args: Any, **kwargs: Any) -> None:
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr("sys.argv", ["m3po-zoo", *arguments])
+    monkeypatch.setattr("runpy.run_module", run_module)
+    zoo.main()
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_is_no_failure(option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    ask(monkeypatch, option)
+    assert capsys.readouterr().out.startswith("usage: m3po-zoo {train,enjoy,")
+    for arguments in ((), ("trian",)):
+        with pytest.raises(SystemExit, match=r"usage: m3po-zoo \{train,enjoy,"):
+            ask(monkeypatch, *arguments)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        gym.error.DependencyNotInstalled('Box2D is not installed, run `pip install "gymnasium[box2d]"`'),
+        gym.error.NameNotFound("Environment `Nothing` doesn't exist."),
+        TypeError("PendulumEnv.__init__() got an unexpected keyword argument 'gravity'"),
+        ValueError("tasks is empty"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_the_user_can_mend_is_one_sentence(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit) as ended:
+        ask(monkeypatch, "train", error=error)
+    assert ended.value.code == f"m3po-zoo train: {error}"
+
+
+@pytest.mark.parametrize("error", [TypeError("unsupported operand"), RuntimeError("shapes"), KeyError("x")], ids=repr)
+def test_a_bug_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(type(error)):
+        ask(monkeypatch, "train", error=error)
+
+
 def requirements(extra: str) -> set[str]:
     """:return: Names of all distributions that come with ``sb3_m3po[extra]``"""
     found: set[str] = set()
@@ -402,6 +445,7 @@ def test_several_tasks_by_the_command_of_our_own(installed: Installed) -> None:
     [
         (("train", "--env", "Pendulumm-v1"), "Pendulumm-v1 not found .* Pendulum-v1"),
         (("train", "--env", "Pendulum-v1", "-params", "learning_rat:0.1"), "'learning_rat'.* do you mean 'learning_rate'"),
+        (("train", "--env", "sb3_m3po/MultiTask-v0", "-n", "10"), r"tasks is empty: .*--env-kwargs \"tasks:\['Pendulum-v1',"),
         (("enjoy", "--env", "Acrobot-v1", "-f", "logs/", "--no-render"), "No model found for m3po on Acrobot-v1"),
         (("train", "--env", "Pendulum-v1", "-optimize", "--storage", "sqlite:////no/x.db"), "unable to open database file"),
         (("train", "--env", "Pendulum-v1", "-optimize", "--storage", "grpc://here"), "grpc://here is no address .*host:port"),

@@ -1,8 +1,20 @@
 """Each decision for several frames, as is usual for dm_control."""
 
+from numbers import Integral
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
+
+
+def check_count(name: str, value: Any, meaning: str) -> None:
+    """
+    :param name: Of an argument
+    :param value: What it was given
+    :param meaning: What it counts, for the message
+    :raises ValueError: unless it is a whole number of at least 1
+    """
+    if not (isinstance(value, Integral) and int(value) >= 1):
+        raise ValueError(f"{name}={value!r} must be a whole number (an int) of at least 1: {meaning}")
 
 
 class ActionRepeat(gym.Wrapper):
@@ -11,13 +23,12 @@ class ActionRepeat(gym.Wrapper):
 
     :param env: The environment to wrap
     :param repeat: Frames per decision
-    :raises ValueError: if there is less than one
+    :raises ValueError: unless it is a whole number of at least 1
     """
 
     def __init__(self, env: gym.Env, repeat: int):
         super().__init__(env)
-        if repeat < 1:
-            raise ValueError(f"repeat={repeat} must be at least 1, the frames per decision")
+        check_count("repeat", repeat, "the frames per decision")
         self.repeat = repeat
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:

@@ -7,14 +7,18 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.spaces.utils import flatdim
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import iterate
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from sb3_m3po.envs.action_repeat import check_count
 from sb3_m3po.envs.padding import action_dim
 from sb3_m3po.envs.suites import meta_world_names
 from sb3_m3po.tasks import TaskSpace, TaskSpec, TaskTable
+
+#: What tells ``gym.make_vec`` to reset in the same step
+_SAME_STEP = "vector_kwargs={'autoreset_mode': gymnasium.vector.AutoresetMode.SAME_STEP}"
 
 
 class VectorEnvAdapter(VecEnv):
@@ -22,15 +26,20 @@ class VectorEnvAdapter(VecEnv):
     Train on what ``gymnasium.make_vec`` returns.
 
     Meta-World's benchmarks (``gym.make_vec("Meta-World/MT10", vector_strategy="sync")``) hold one environment for each task:
-    their observations become Dicts with the ``task``, and lose the one-hot at their end if they have one.
+    their observations become Dicts with the ``task``, and lose the one-hot at their end if they have one. At an
+    episode's end ``info["task"]`` is the task's name, and with any vector environment ``info["is_success"]`` says whether
+    ``info["success"]`` was ever 1 in it, where there is one, as with :class:`~sb3_m3po.envs.TaskWrapper`.
 
     :param venv: Gymnasium's vector environment
     :param n_tasks: Length of the one-hot of the task at the end of other environments' observations; they become Dicts too
-    :raises ValueError: if an environment resets too late (``AutoresetMode.NEXT_STEP``) and can't be told to do otherwise, or
-        there can be no one-hot of ``n_tasks``
+    :raises ValueError: if it is something else, an environment resets too late (``AutoresetMode.NEXT_STEP``) and can't be told
+        to do otherwise, or there can be no one-hot of ``n_tasks``
     """
 
     def __init__(self, venv: VectorEnv, n_tasks: int | None = None):
+        _check_vector(venv)
+        if n_tasks is not None:
+            check_count("n_tasks", n_tasks, "the length of the one-hot of the task; None if there is none")
         self.venv = venv
         self._mode = _same_step(venv)
         space, self._tail = venv.single_observation_space, n_tasks or 0
@@ -39,11 +48,14 @@ class VectorEnvAdapter(VecEnv):
         if names is not None:
             # The one-hot, if it was asked for, is longer than the observations of a single task
             self._tail = len(names) if flatdim(space) > 39 else 0
-        names = names or [f"task{i}" for i in range(self._tail)]
+        # Both are read where a process dies, to name it
+        self.task_names = names or []
+        self.processes = venv.unwrapped.processes if isinstance(venv.unwrapped, AsyncVectorEnv) else []
         if self._tail or self._tasks is not None:
-            space = self._with_task(space, names)
+            space = self._with_task(space, names or [f"task{i}" for i in range(self._tail)])
         super().__init__(venv.num_envs, space, venv.single_action_space)
         self._actions: Any = None
+        self._succeeded = np.zeros(venv.num_envs, bool)
 
     def _with_task(self, space: spaces.Space, names: list[str]) -> spaces.Dict:
         if not isinstance(space, spaces.Box) or len(space.shape) != 1 or space.shape[0] <= self._tail:
@@ -70,6 +82,7 @@ class VectorEnvAdapter(VecEnv):
         seeds = None if all(seed is None for seed in self._seeds) else list(self._seeds)
         obs, infos = self.venv.reset(seed=seeds, options=self._options[0] or None)  # type: ignore[arg-type]
         self.reset_infos = _unbatched(infos, self.num_envs)
+        self._succeeded[:] = False
         # Seeds and options are only used once
         self._reset_seeds()
         self._reset_options()
@@ -97,7 +110,19 @@ class VectorEnvAdapter(VecEnv):
             infos[i]["terminal_observation"] = self._convert(last, i)
         for i, info in enumerate(infos):
             info["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
+            self._note_success(i, info, bool(dones[i]))
         return self._convert(obs), np.asarray(rewards, np.float32), dones, infos
+
+    def _note_success(self, i: int, info: dict[str, Any], done: bool) -> None:
+        """As :class:`~sb3_m3po.envs.TaskWrapper` does."""
+        self._succeeded[i] |= bool(info.get("success", False))
+        if not done:
+            return
+        if self.task_names:
+            info["task"] = self.task_names[i]
+        if "success" in info:
+            info.setdefault("is_success", bool(self._succeeded[i]))
+        self._succeeded[i] = False
 
     def close(self) -> None:
         """Close the environments."""
@@ -164,17 +189,33 @@ def _same_step(venv: VectorEnv) -> AutoresetMode:
         inner.autoreset_mode = AutoresetMode.SAME_STEP  # type: ignore[attr-defined]
         inner.metadata = {**inner.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
         return AutoresetMode.SAME_STEP
+    kind = type(inner).__name__
+    if isinstance(inner, (SyncVectorEnv, AsyncVectorEnv)):
+        fix = f"pass autoreset_mode=AutoresetMode.SAME_STEP to {kind}, or {_SAME_STEP} to gym.make_vec"
+    else:
+        fix = f"{kind} can't, so make it by gym.make_vec(..., vectorization_mode='sync') or by 'async' with {_SAME_STEP}"
     raise ValueError(
-        f"{venv} resets an environment in the step after its end, Stable-Baselines3 expects it in the same step: make it by "
-        "gym.make_vec(..., vectorization_mode='sync', "
-        "vector_kwargs={'autoreset_mode': gymnasium.vector.AutoresetMode.SAME_STEP})"
+        f"{venv} resets an environment in the step after its end, Stable-Baselines3 expects it in the same step: {fix}"
     )
+
+
+def _check_vector(venv: Any) -> None:
+    """:raises ValueError: that says what to give instead of what is no vector environment of Gymnasium"""
+    if isinstance(venv, VectorEnv):
+        return
+    name = "..." if not isinstance(venv, gym.Env) or venv.spec is None else repr(venv.spec.id)
+    fix = f"give what gym.make_vec({name}, num_envs=...) returns"
+    if isinstance(venv, gym.Env):
+        fix = f"{fix}, or a single environment to the algorithm itself"
+    elif isinstance(venv, VecEnv):
+        fix = "it is a vec-env of Stable-Baselines3, which algorithms take as it is"
+    raise ValueError(f"{venv!r} is no gymnasium.vector.VectorEnv: {fix}")
 
 
 def _benchmark_tasks(venv: VectorEnv) -> list[str] | None:
     """:return: Names of the tasks of one of Meta-World's benchmarks, in the order of its environments"""
     name = "" if venv.spec is None else venv.spec.id
-    if name.startswith("Meta-World/MT"):
+    if name.startswith("Meta-World/MT") and name != "Meta-World/MT1":
         return meta_world_names(name.removeprefix("Meta-World/"))
     return list(venv.spec.kwargs["envs_list"]) if name == "Meta-World/custom-mt-envs" and venv.spec is not None else None
 

@@ -1,6 +1,6 @@
 """One observation and one action space for unlike tasks: padding, in a wrapper, so that any vec-env can hold them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
 
@@ -15,22 +15,32 @@ from sb3_m3po.tasks import TaskSpace, TaskSpec, TaskTable
 _FLAT = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
-def check_flat(space: spaces.Space, task: str, key: str = "") -> None:
+def check_flat(space: spaces.Space, task: str) -> None:
     """
     :param space: Of a task's observations
     :param task: Its name, for the message
-    :param key: Where in a Dict
     :raises ValueError: for a part that can't become numbers of a fixed length
     """
-    if isinstance(space, spaces.Dict):
-        for name, part in space.spaces.items():
-            check_flat(part, task, f"{key}/{name}" if key else name)
-    elif not isinstance(space, _FLAT):
-        where = f" under key {key!r}" if key else ""
+    for keys, part in _parts(space):
+        if isinstance(part, _FLAT):
+            continue
+        where = f" under key {'/'.join(map(str, keys))!r}" if keys else ""
+        # FilterObservation takes the keys to keep, of the outermost Dict, and at least one
+        kept = [key for key in space.spaces if key != keys[0]] if isinstance(space, spaces.Dict) else []
+        filtered = f"leave out {keys[0]!r} with gymnasium.wrappers.FilterObservation(env, {kept}), or " if kept else ""
         raise ValueError(
-            f"Task {task!r} has a {type(space).__name__} observation{where}, which has no fixed length: remove it with "
-            "gymnasium.wrappers.FilterObservation, or turn it into numbers in a wrapper"
+            f"Task {task!r} has a {type(part).__name__} observation{where}, which has no fixed length: {filtered}turn it into "
+            "numbers with gymnasium.wrappers.TransformObservation"
         )
+
+
+def _parts(space: spaces.Space, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], spaces.Space]]:
+    """:return: What is not a Dict, with its keys from the outermost one inwards"""
+    if isinstance(space, spaces.Dict):
+        for key, part in space.spaces.items():
+            yield from _parts(part, (*keys, key))
+    else:
+        yield keys, space
 
 
 def flat(space: spaces.Space, observation: Any) -> np.ndarray:
@@ -87,8 +97,8 @@ def describe(name: str, env: gym.Env, gamma: float | None) -> TaskSpec:
     space = env.action_space
     if isinstance(space, spaces.Box) and not np.all(np.isfinite([space.low, space.high])):
         raise ValueError(
-            f"Task {name!r} has actions without bounds ({space}): give them bounds, with gymnasium.wrappers.RescaleAction or "
-            "in the environment"
+            f"Task {name!r} has actions without bounds ({space}): give them bounds in the environment, or with "
+            "gymnasium.wrappers.TransformAction(env, lambda action: action, gymnasium.spaces.Box(low, high))"
         )
     return TaskSpec(name, flatdim(env.observation_space), action_dim(space), gamma)
 

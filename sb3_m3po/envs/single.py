@@ -19,6 +19,7 @@ class MultiTaskEnv(gym.Env):
     :param observation_dim: Likewise
     :param action_dim: Likewise
     :param render_mode: Of the tasks' environments
+    :raises ValueError: if there is no task, or the tasks don't fit together
     """
 
     #: Says that one environment may be any task
@@ -27,12 +28,17 @@ class MultiTaskEnv(gym.Env):
 
     def __init__(
         self,
-        tasks: Tasks,
+        tasks: Tasks = (),
         expose_masks: bool = False,
         observation_dim: int | None = None,
         action_dim: int | None = None,
         render_mode: str | None = None,
     ):
+        if isinstance(tasks, Sequence) and not tasks:
+            raise ValueError(
+                "tasks is empty: give tasks=['Pendulum-v1', 'MountainCarContinuous-v0'] to gym.make, on the command line as "
+                "--env-kwargs \"tasks:['Pendulum-v1','MountainCarContinuous-v0']\""
+            )
         self.render_mode = render_mode
         self._made: Sequence[Task] = expand(tasks)
         self._layout, _ = find_layout(self._made, expose_masks, None, observation_dim, action_dim)

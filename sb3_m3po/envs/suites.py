@@ -1,17 +1,18 @@
 """What a task may be called: a Gymnasium id, a Meta-World task, a suite, or something callable."""
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import TransformObservation
 
-from sb3_m3po.envs.action_repeat import ActionRepeat
+from sb3_m3po.envs.action_repeat import ActionRepeat, check_count
 
 #: The suite ``"dm_control/easy"``: tasks of the DeepMind Control Suite, of different sizes
 DM_CONTROL_EASY = (
@@ -40,10 +41,12 @@ class Task:
 
     :param env: A Gymnasium id, a Meta-World task (``"Meta-World/reach-v3"``), a suite (``"Meta-World/MT10"``) or a callable
         that returns an environment
-    :param name: Under which it is logged; by default what stands behind the last ``/`` of the id
+    :param name: Under which it is logged; by default what stands behind the last ``/`` of the id. The tasks of a suite have
+        their own
     :param gamma: Its discount factor; ``None`` for the model's
     :param env_kwargs: Keyword arguments to pass to the environment or the callable
     :param action_repeat: Frames for which each action is applied, see :class:`~sb3_m3po.envs.ActionRepeat`
+    :raises ValueError: if that is no whole number of at least 1, or there is nothing that makes an environment
     """
 
     env: str | Callable[..., gym.Env]
@@ -51,6 +54,11 @@ class Task:
     gamma: float | None = None
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     action_repeat: int = 1
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.env, str) or callable(self.env)):
+            _refuse(self.env)
+        check_count("action_repeat", self.action_repeat, f"the frames for each action of task {str(self)!r}")
 
     def __str__(self) -> str:
         if self.name is not None:
@@ -62,14 +70,14 @@ class Task:
         :param env_kwargs: More of them, for instance ``render_mode``; a callable is given its own only
         :return: A new environment, as it is without padding
         :raises ImportError: if its package is missing
-        :raises ValueError: if there is no such environment, or less than one frame for an action
+        :raises ValueError: if there is no such environment, or the callable returns something else
         """
         env = self._make(**env_kwargs)
         return env if self.action_repeat == 1 else ActionRepeat(env, self.action_repeat)
 
     def _make(self, **env_kwargs: Any) -> gym.Env:
         if not isinstance(self.env, str):
-            return self.env(**self.env_kwargs)
+            return self._called(self.env)
         kwargs = {**self.env_kwargs, **env_kwargs}
         package = next((name for prefix, name in _REGISTERED_BY.items() if self.env.startswith(prefix)), None)
         if package is not None:
@@ -81,6 +89,14 @@ class Task:
         except gym.error.Error as error:
             raise ValueError(f"Task {str(self)!r}: {error}") from error
         return _minigrid(env) if package == "minigrid" else env
+
+    def _called(self, maker: Callable[..., Any]) -> gym.Env:
+        env = maker(**self.env_kwargs)
+        if not isinstance(env, gym.Env):
+            raise ValueError(
+                f"Task {str(self)!r} made {env!r}, which is no gymnasium.Env: its callable must return a new environment"
+            )
+        return env
 
     def name_of(self, env: gym.Env) -> str:
         """
@@ -101,10 +117,12 @@ def expand(tasks: str | Task | Callable[..., gym.Env] | Sequence[Any]) -> list[T
     """
     :param tasks: Ids, suites, callables and :class:`Task` objects, or a single one of them
     :return: The tasks, those of a suite in its order
-    :raises ValueError: if there is none, or a suite is unknown
+    :raises ValueError: if there is none, a suite is unknown, or something makes no environment
     """
     if isinstance(tasks, (str, Task)) or callable(tasks):
         tasks = [tasks]
+    if isinstance(tasks, (gym.Env, Mapping)) or not isinstance(tasks, Iterable):
+        _refuse(tasks)
     found = [one for task in tasks for one in _expand(task)]
     if not found:
         raise ValueError("tasks is empty: give ids, suites ('Meta-World/MT10', 'dm_control/easy'), Task objects or callables")
@@ -113,13 +131,21 @@ def expand(tasks: str | Task | Callable[..., gym.Env] | Sequence[Any]) -> list[T
 
 def _expand(task: str | Task | Callable[..., gym.Env]) -> Iterator[Task]:
     if isinstance(task, Task) and isinstance(task.env, str):
-        yield from (replace(task, env=one.env) for one in _expand(task.env))
+        found = list(_expand(task.env))
+        if task.name is not None and len(found) > 1:
+            raise ValueError(
+                f"name={task.name!r} is one name for the {len(found)} tasks of {task.env!r}: leave it out, they have their "
+                "own, or give a Task with a name for each of them"
+            )
+        yield from (replace(task, env=one.env) for one in found)
     elif isinstance(task, Task):
         yield task
     elif not isinstance(task, str):
         yield Task(task)
     elif task == "dm_control/easy":
         yield from map(Task, DM_CONTROL_EASY)
+    elif task.upper() in _META_WORLD_SUITES:
+        raise ValueError(f"Unknown task {task!r}: the suite is called 'Meta-World/{task.upper()}'")
     elif task.startswith("Meta-World/MT"):
         yield from (Task(f"Meta-World/{name}") for name in meta_world_names(task.removeprefix("Meta-World/")))
     elif task.startswith("dm_control/") and "-" not in task:
@@ -129,6 +155,19 @@ def _expand(task: str | Task | Callable[..., gym.Env]) -> Iterator[Task]:
         )
     else:
         yield Task(task)
+
+
+def _refuse(task: Any) -> NoReturn:
+    """:raises ValueError: that says what to give instead of what makes no environment"""
+    spec = task.spec if isinstance(task, gym.Env) else task
+    name = spec.id if isinstance(spec, EnvSpec) else "Pendulum-v1"
+    problem = f"{name}'s EnvSpec is no task" if isinstance(task, EnvSpec) else f"{task!r} is no task"
+    if isinstance(task, gym.Env):
+        problem = f"{task} is one environment, but each copy of a task makes its own"
+    raise ValueError(
+        f"{problem}: give an id ({name!r}), a suite ('Meta-World/MT10'), a Task, a callable that returns a new environment "
+        f"(lambda: gym.make({name!r})), or a list of these"
+    )
 
 
 def meta_world_names(suite: str) -> list[str]:

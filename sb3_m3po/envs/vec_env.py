@@ -10,6 +10,8 @@ from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from sb3_m3po.checks import dead_workers_named
+from sb3_m3po.envs.action_repeat import check_count
 from sb3_m3po.envs.padding import Layout, TaskWrapper, common_action_space, describe, layout
 from sb3_m3po.envs.suites import Task, expand
 from sb3_m3po.tasks import TaskSpace, TaskTable
@@ -34,7 +36,8 @@ def make_multitask_vec_env(
 
     Observations are Dicts of ``observation`` (flat, padded with zeros) and ``task`` (its id); actions are in [-1, 1], or
     Discrete with as many as the task with the most has. See :class:`~sb3_m3po.envs.TaskWrapper`. Each environment is wrapped
-    in a ``Monitor``. The environments of a task stand side by side, the tasks in their order.
+    in a ``Monitor``. The environments of a task stand side by side, the tasks in their order; the vec-env notes the names of
+    their tasks as ``task_names``, one for each environment.
 
     :param tasks: Gymnasium ids, Meta-World tasks (``"Meta-World/reach-v3"``), suites (``"Meta-World/MT10"``,
         ``"dm_control/easy"``), callables that return an environment, or :class:`~sb3_m3po.envs.Task` objects. Of MiniGrid's
@@ -46,14 +49,16 @@ def make_multitask_vec_env(
     :param vec_env_kwargs: Keyword arguments to pass to the ``VecEnv`` class constructor
     :param expose_masks: Whether observations also have ``observation_mask`` and ``action_mask``, for algorithms that know no
         table of tasks
-    :param like: A model or vec-env of several tasks, whose table and widths to keep: tasks that it knows have its ids, new
-        ones come behind (see :meth:`M3PO.add_tasks <sb3_m3po.M3PO.add_tasks>`)
+    :param like: A model or vec-env of several tasks, whose table, widths and masks to keep: tasks that it knows have its ids,
+        new ones come behind (see :meth:`M3PO.add_tasks <sb3_m3po.M3PO.add_tasks>`)
     :param observation_dim: Width of the padded observations, where later tasks need more than these
     :param action_dim: Dimensions, or number, of the padded actions, likewise
     :return: The vec-env
     :raises ValueError: if tasks don't fit together or into the widths, are unknown, or have equal names
     :raises ImportError: if a task's package is missing
+    :raises RuntimeError: if a process dies in which an environment is made; it names the task
     """
+    check_count("n_envs_per_task", n_envs_per_task, "the environments of each task")
     made = expand(tasks)
     shared, ids = find_layout(made, expose_masks, like, observation_dim, action_dim)
     vec_env_cls = DummyVecEnv if vec_env_cls is None else vec_env_cls
@@ -62,7 +67,10 @@ def make_multitask_vec_env(
         for i, task in enumerate(made)
         for copy in range(n_envs_per_task)
     ]
-    env = vec_env_cls(makers, **(vec_env_kwargs or {}))  # type: ignore[call-arg, arg-type]
+    names = [shared.table.names[i] for i in ids for _ in range(n_envs_per_task)]
+    with dead_workers_named(None, names):
+        env = vec_env_cls(makers, **(vec_env_kwargs or {}))  # type: ignore[call-arg, arg-type]
+    env.unwrapped.task_names = names  # type: ignore[attr-defined]
     # Prepare the seeds for the first reset
     env.seed(seed)
     return env
@@ -86,6 +94,9 @@ def find_layout(
     :return: Table and spaces; the tasks' ids
     :raises ValueError: if the tasks don't fit
     """
+    for name, value in (("observation_dim", observation_dim), ("action_dim", action_dim)):
+        if value is not None:
+            check_count(name, value, "the width to pad to; None for that of the widest task")
     specs, action_spaces = [], []
     for task in tasks:
         env = task.make()
@@ -105,6 +116,7 @@ def find_layout(
             raise ValueError(f"Tasks {', '.join(table.names)} have {action_space} actions, the model has {like.action_space}")
         table, action_space = known.table.with_tasks(specs), like.action_space
         width = like.observation_space["observation"].shape[0]
+        expose_masks = expose_masks or "observation_mask" in like.observation_space.spaces
     if action_dim is not None:
         wide = {spaces.Box: lambda: spaces.Box(-1.0, 1.0, (action_dim,)), spaces.Discrete: lambda: spaces.Discrete(action_dim)}
         action_space = wide.get(type(action_space), lambda: action_space)()
