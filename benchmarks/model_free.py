@@ -1,6 +1,5 @@
 """M3PO without its world model, to measure what that is worth: the encoder learns from the critics' errors alone."""
 
-from dataclasses import fields
 
 import numpy as np
 import torch as th
@@ -45,5 +44,4 @@ class ModelFree(M3PO):
     """:class:`~sb3_m3po.M3PO` that learns by :class:`ModelFreeLearner`; it can't plan, and has no discrepancy bonus."""
 
     def _learner(self) -> Learner:
-        learner = super()._learner()
-        return ModelFreeLearner(**{field.name: getattr(learner, field.name) for field in fields(learner)})
+        return ModelFreeLearner.of(self)

@@ -7,14 +7,15 @@ and, in brackets, the quickest one: other work on the machine only ever adds to 
 With ``--compile`` also what ``torch.compile`` would gain, which M3PO does not use. With ``--tasks`` only what 10 and 50 tasks
 cost beside one: as many copies of HalfCheetah-v5, told apart.
 
-``python -m benchmarks.speed``
+``python -m benchmarks.speed --csv benchmarks/results/speed.csv``
 """
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -26,7 +27,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import obs_as_tensor
 
 from benchmarks.envs import vec_env
-from benchmarks.record import Clock, commit, machine
+from benchmarks.record import Clock, commit, machine, write_rows
 from sb3_m3po import M3PO, Task, learner, make_multitask_vec_env
 
 ENV_ID = "HalfCheetah-v5"
@@ -34,6 +35,9 @@ N_ENVS = (1, 8, 64)
 N_TASKS = (1, 10, 50)
 ROUNDS = 7
 LOSSES = ("world_model_loss", "critic_loss", "policy_terms")
+COLUMNS = ("measure", "case", "quantity", "value", "commit", "command", "machine")
+
+Row = tuple[str | int, ...]
 
 
 class TrainingTime(BaseCallback):
@@ -105,23 +109,67 @@ def text(times: list[float], digits: int) -> str:
     return f"{np.median(times):.{digits}f} ({min(times):.{digits}f})"
 
 
-def updates_table(m3po: M3PO, sac: SAC, steps: int) -> None:
+def show(columns: tuple[str, ...], rows: Iterable[Row]) -> list[dict[str, Any]]:
     """
-    Print the time of an update and the samples visited per CPU-second, M3PO's beside SAC's.
+    Print a table while it is measured.
+
+    :param columns: of the table; the first says what is measured
+    :param rows: a cell for each column
+    :return: a row for each cell
+    """
+    print(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
+    kept = []
+    for case, *cells in rows:
+        print(f"| {case} | {' | '.join(map(str, cells))} |", flush=True)
+        found = zip(columns[1:], cells, strict=True)
+        kept += [{"measure": columns[0], "case": case, "quantity": name, "value": cell} for name, cell in found]
+    return kept
+
+
+UPDATES = ("update", "ms (wall)", "ms (CPU)", "batch rows per CPU-s", "transitions in a loss per CPU-s")
+
+
+def updates(m3po: M3PO, sac: SAC, steps: int) -> Iterator[Row]:
+    """
+    Time updates and the samples visited per CPU-second, M3PO's beside SAC's.
 
     :param m3po: a model whose updates have begun
     :param sac: likewise
     :param steps: environment steps to go on for, in all rounds
+    :return: rows of the table
     """
     # an update of M3PO is one of the world model, on sequences, and one of critics and policy
     rows = {"M3PO": 2 * m3po.batch_size, "SAC": sac.batch_size}
     transitions = {"M3PO": m3po.batch_size * (m3po.horizon + 1), "SAC": sac.batch_size}
     times = time_updates_in_turn({"M3PO": m3po, "SAC": sac}, steps)
-    print("\n| update | ms (wall) | ms (CPU) | batch rows per CPU-s | transitions in a loss per CPU-s |\n|" + " --- |" * 5)
     for name, rounds in times.items():
         wall, cpu = (list(x) for x in zip(*rounds, strict=True))
-        per_second = [f"{1_000 * count[name] / np.median(cpu):,.0f}" for count in (rows, transitions)]
-        print(f"| {name} | {text(wall, 1)} | {text(cpu, 1)} | {per_second[0]} | {per_second[1]} |", flush=True)
+        per_second = (f"{1_000 * count[name] / np.median(cpu):,.0f}" for count in (rows, transitions))
+        yield name, text(wall, 1), text(cpu, 1), *per_second
+
+
+TRAINING = ("training", "environment steps per second (wall)", "per CPU-second")
+
+
+def training(models: Mapping[str, BaseAlgorithm], steps: int) -> Iterator[Row]:
+    """
+    Time whole trainings, collecting and updating.
+
+    :param models: models whose updates have begun, by name
+    :param steps: environment steps to go on for, in all rounds
+    :return: rows of the table
+    """
+    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
+    for _ in range(ROUNDS):
+        for name, model in models.items():
+            before, clock = model.num_timesteps, Clock()
+            clock.start()
+            model.learn(steps // ROUNDS, reset_num_timesteps=False)
+            clock.stop()
+            done = model.num_timesteps - before
+            rates[name].append((done / clock.wall, done / clock.cpu))
+    for name, rounds in rates.items():
+        yield name, *(f"{np.median(rate):.0f} ({max(rate):.0f})" for rate in zip(*rounds, strict=True))
 
 
 def time_updates_in_turn(models: Mapping[Any, BaseAlgorithm], steps: int) -> dict[Any, list[tuple[float, float]]]:
@@ -137,13 +185,17 @@ def time_updates_in_turn(models: Mapping[Any, BaseAlgorithm], steps: int) -> dic
     return rounds
 
 
-def compiling_table(m3po: M3PO, steps: int) -> None:
+COMPILING = ("losses", "ms (wall)", "ms (CPU)")
+
+
+def compiling(m3po: M3PO, steps: int) -> Iterator[Row]:
     """
-    Print the time of an update with and without ``torch.compile`` on the losses, which hold the forward and the backward
+    Time updates with and without ``torch.compile`` on the losses, which hold the forward and the backward
     passes, and how long compiling takes.
 
     :param m3po: a model whose updates have begun
     :param steps: environment steps to go on for
+    :return: rows of the table
     """
     before = time_updates(m3po, steps)
     clock = Clock()
@@ -155,69 +207,77 @@ def compiling_table(m3po: M3PO, steps: int) -> None:
         m3po.learn(2 * m3po.sync_interval, reset_num_timesteps=False)
         clock.stop()
         after = time_updates(m3po, steps)
-    print(f"\n| losses (compiled in {clock.wall:.0f} s with some updates) | ms (wall) | ms (CPU) |\n|" + " --- |" * 3)
-    for name, (wall, cpu) in (("as they are", before), ("compiled", after)):
-        print(f"| {name} | {wall:.1f} | {cpu:.1f} |", flush=True)
+    for name, (wall, cpu) in (("as they are", before), (f"compiled, in {clock.wall:.0f} s with some updates", after)):
+        yield name, f"{wall:.1f}", f"{cpu:.1f}"
 
 
-def predict_table(m3po: M3PO, ppo: PPO) -> None:
+PREDICTING = ("predict", "microseconds", "relative to PPO")
+
+
+def predicting(m3po: M3PO, ppo: PPO) -> Iterator[Row]:
     """
-    Print the time of a prediction of the policy, M3PO's beside PPO's.
+    Time predictions of the policy, M3PO's beside PPO's.
 
     :param m3po: a model
     :param ppo: likewise
+    :return: rows of the table
     """
     observation = ppo.observation_space.sample().astype(np.float32)
     models = {"M3PO": m3po, "PPO": ppo}
     times = time_calls({name: partial(model.predict, observation, deterministic=True) for name, model in models.items()})
-    print("\n| predict | microseconds | relative to PPO |\n| --- | --- | --- |")
     for name, rounds in times.items():
         ratio = np.median(rounds) / np.median(times["PPO"])
-        print(f"| {name} | {text([1_000 * milliseconds for milliseconds in rounds], 0)} | {ratio:.2f} |")
+        yield name, text([1_000 * milliseconds for milliseconds in rounds], 0), f"{ratio:.2f}"
 
 
-def planning_table(m3po: M3PO) -> None:
+#: Samples and iterations of the planner
+_BUDGETS = ((32, 1), (64, 2))
+_PLANNED = ("collecting", *(f"predict {samples} x {iterations}" for samples, iterations in _BUDGETS))
+PLANNING = ("planned step of environments", *(f"ms, {name}" for name in _PLANNED), "decisions per second")
+
+
+def planning(m3po: M3PO) -> Iterator[Row]:
     """
-    Print the time of a planned step of several environments: while collecting, and in predictions.
+    Time planned steps of several environments: while collecting, and in predictions.
 
     :param m3po: a model
+    :return: rows of the table
     """
-    config = m3po.policy.planner_config
-    budgets = [(config.n_samples, config.n_iterations), (64, 2)]
-    names = ["collecting", *(f"predict {samples} x {iterations}" for samples, iterations in budgets)]
-    print("\n| environments | " + " | ".join(f"ms, {name}" for name in names) + " | decisions per second |\n|" + " --- |" * 5)
     for n_envs in N_ENVS:
         observations = np.stack([m3po.observation_space.sample() for _ in range(n_envs)]).astype(np.float32)
         tensor = th.as_tensor(observations)
         calls: list[Callable[[], object]] = [partial(collecting_step, m3po, tensor, n_envs)]
-        calls += [partial(planned_predict, m3po, observations, *budget) for budget in budgets]
-        times = time_calls(dict(zip(names, calls, strict=True)))
+        calls += [partial(planned_predict, m3po, observations, *budget) for budget in _BUDGETS]
+        times = time_calls(dict(zip(_PLANNED, calls, strict=True)))
         rates = " / ".join(f"{1_000 * n_envs / np.median(rounds):,.0f}" for rounds in times.values())
-        print(f"| {n_envs} | {' | '.join(text(rounds, 2) for rounds in times.values())} | {rates} |", flush=True)
+        yield n_envs, *(text(rounds, 2) for rounds in times.values()), rates
 
 
-def tasks_table(steps: int) -> None:
+TASKS = ("tasks", "CPU-ms per update", "relative to 1", "ms per planned decision", "of a decision, relative to 1")
+
+
+def tasks(steps: int) -> Iterator[Row]:
     """
-    Print the time of an update and of a planned decision with several tasks, beside one task's.
+    Time updates and planned decisions with several tasks, beside one task's.
 
     :param steps: environment steps during which updates are timed
+    :return: rows of the table
     """
     models = {}
     for n_tasks in N_TASKS:
         env = make_multitask_vec_env([Task(ENV_ID, f"cheetah{i}") for i in range(n_tasks)], seed=0)
         models[n_tasks] = M3PO("MultiInputPolicy", env, n_steps=max(1, 256 // n_tasks), seed=0, device="cpu")
         models[n_tasks].learn(1_300)
-    updates = {n_tasks: [cpu for _, cpu in rounds] for n_tasks, rounds in time_updates_in_turn(models, steps).items()}
+    times = {n_tasks: [cpu for _, cpu in rounds] for n_tasks, rounds in time_updates_in_turn(models, steps).items()}
     calls: dict[str, Callable[[], object]] = {}
     for n_tasks, model in models.items():
         row = {"observation": np.zeros((1, 17), np.float32), "task": np.array([n_tasks - 1])}
         calls[str(n_tasks)] = partial(collecting_step, model, obs_as_tensor(row, model.device), 1)
     decisions = {name: float(np.median(rounds)) for name, rounds in time_calls(calls).items()}
-    print("\n| tasks | CPU-ms per update | relative to 1 | ms per planned decision | relative to 1 |\n|" + " --- |" * 5)
     for n_tasks in models:
-        update, decision = float(np.median(updates[n_tasks])), decisions[str(n_tasks)]
-        ratios = update / float(np.median(updates[N_TASKS[0]])), decision / decisions[str(N_TASKS[0])]
-        print(f"| {n_tasks} | {update:.1f} | {ratios[0]:.2f} | {decision:.2f} | {ratios[1]:.2f} |", flush=True)
+        update, decision = float(np.median(times[n_tasks])), decisions[str(n_tasks)]
+        ratios = update / float(np.median(times[N_TASKS[0]])), decision / decisions[str(N_TASKS[0])]
+        yield n_tasks, f"{update:.1f}", f"{ratios[0]:.2f}", f"{decision:.2f}", f"{ratios[1]:.2f}"
 
 
 def collecting_step(model: M3PO, observations: Any, n_envs: int) -> object:
@@ -252,22 +312,35 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1_792, help="environment steps during which updates are timed")
     parser.add_argument("--compile", action="store_true", help="time updates with compiled losses too")
     parser.add_argument("--tasks", action="store_true", help="time 1, 10 and 50 tasks, and nothing else")
+    parser.add_argument("--csv", type=Path, help="where the cells go")
     args = parser.parse_args(argv)
     th.set_num_threads(1)
-    print(f"{ENV_ID}, one thread, defaults; {machine()}; commit {commit()}", flush=True)
-    if args.tasks:
-        tasks_table(args.steps)
-        return
+    command = "python -m benchmarks.speed" + " --tasks" * args.tasks + " --compile" * args.compile
+    origin = {"commit": commit(), "command": f"{command} --steps {args.steps}", "machine": machine()}
+    print(f"{ENV_ID}, one thread, defaults; {origin['machine']}; commit {origin['commit']}", flush=True)
+    rows = show(TASKS, tasks(args.steps)) if args.tasks else single_task(args.steps, args.compile)
+    if args.csv is not None:
+        write_rows(args.csv, [row | origin for row in rows], COLUMNS)
+
+
+def single_task(steps: int, compiled: bool) -> list[dict[str, Any]]:
+    """
+    :param steps: environment steps during which updates are timed
+    :param compiled: whether to time compiled losses too
+    :return: all cells of the tables
+    """
     m3po = M3PO("MlpPolicy", vec_env(ENV_ID, 1, 0), seed=0, device="cpu")
+    by_plan = M3PO("MlpPolicy", vec_env(ENV_ID, 1, 0), plan_rollouts=True, seed=0, device="cpu")
     sac = SAC("MlpPolicy", vec_env(ENV_ID, 1, 0), seed=0, device="cpu")
     ppo = PPO("MlpPolicy", vec_env(ENV_ID, 1, 0), seed=0, device="cpu")
-    m3po.learn(1_024)  # past learning_starts, and compiled if it compiles
+    for model in (m3po, by_plan):
+        model.learn(1_280)  # past learning_starts
     sac.learn(200)
-    updates_table(m3po, sac, args.steps)
-    predict_table(m3po, ppo)
-    planning_table(m3po)
-    if args.compile:
-        compiling_table(m3po, args.steps)
+    rows = show(UPDATES, updates(m3po, sac, steps))
+    rows += show(TRAINING, training({"M3PO": m3po, "M3PO, collecting by plan": by_plan, "SAC": sac}, steps))
+    rows += show(PREDICTING, predicting(m3po, ppo))
+    rows += show(PLANNING, planning(m3po))
+    return rows + (show(COMPILING, compiling(m3po, steps)) if compiled else [])
 
 
 if __name__ == "__main__":

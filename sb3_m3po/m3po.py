@@ -441,7 +441,7 @@ class M3PO(OnPolicyAlgorithm):
         while ready and self._update_credits >= self.sync_interval:
             self._update_credits -= self.sync_interval
             self._sync()
-            metrics = Learner.of(self).run(self.sync_interval)
+            metrics = self._learner().run(self.sync_interval)
             self._n_updates += self.sync_interval
             for name, value in metrics.items():
                 self._record_finite(name, value)
@@ -467,6 +467,9 @@ class M3PO(OnPolicyAlgorithm):
         for task, scale in enumerate(policy.return_scale.tolist()):
             where = "world_model" if table is None else f"world_model/{table[task].name}"
             self.logger.record(f"{where}/return_scale", scale)
+
+    def _learner(self) -> Learner:
+        return Learner.of(self)
 
     def _record_finite(self, key: str, value: float) -> None:
         """

@@ -144,16 +144,23 @@ def test_trust_region_part(monkeypatch, capsys):
     assert "seed 0, with it: mean KL of 4 syncs" in with_it and "seed 0, without it: mean KL of 4 syncs" in without_it
 
 
-def test_speed(monkeypatch, capsys):
+def test_speed(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(speed, "M3PO", Hasty)
     monkeypatch.setattr(speed, "ROUNDS", 1)
     monkeypatch.setattr(speed, "time_calls", partial(speed.time_calls, seconds=0.01))
-    speed.main(["--steps", "256"])
-    rows = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert [row for row in rows if row in ("| M3PO", "| SAC", "| PPO", "| 1", "| 8", "| 64")] == [
-        *("| M3PO", "| SAC", "| M3PO", "| PPO"),
-        *("| 1", "| 8", "| 64"),
+    speed.main(["--steps", "256", "--csv", str(tmp_path / "speed.csv")])
+    rows = read_rows(tmp_path / "speed.csv")
+    cases = list(dict.fromkeys((row["measure"], row["case"]) for row in rows))
+    assert cases == [
+        *(("update", "M3PO"), ("update", "SAC")),
+        *(("training", name) for name in ("M3PO", "M3PO, collecting by plan", "SAC")),
+        *(("predict", "M3PO"), ("predict", "PPO")),
+        *(("planned step of environments", n) for n in ("1", "8", "64")),
     ]
+    printed = capsys.readouterr().out
+    assert all(row["value"] in printed and row["commit"] and row["command"] for row in rows)
+    rates = [float(row["value"].split(" ")[0]) for row in rows if row["measure"] == "training"]
+    assert len(rates) == 6 and min(rates) > 0
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
