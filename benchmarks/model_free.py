@@ -1,6 +1,5 @@
 """M3PO without its world model, to measure what that is worth: the encoder learns from the critics' errors alone."""
 
-
 import numpy as np
 import torch as th
 

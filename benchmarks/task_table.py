@@ -77,15 +77,16 @@ def load(folder: Path, label: str, env_id: str) -> dict[int, dict[str, Curve]]:
 
 def success_table(folder: Path, env_id: str, labels: list[str]) -> None:
     """
-    Print mean successes of the final policies.
+    Print mean successes of the final policies, and how many times as often the first agent succeeds as the others.
 
     :param folder: where the CSV files are
     :param env_id: a set of tasks
     :param labels: algorithms and their variants
     """
     tasks = [name_of(task) for task in tasks_of(env_id)]
-    print(f"\n| {env_id} | env steps | mean success | per seed | {' | '.join(tasks)} | CPU-min |")
-    print("| --- " * (5 + len(tasks)) + "|")
+    print(f"\n| {env_id} | env steps | mean success | the first's / its | per seed | {' | '.join(tasks)} | CPU-min |")
+    print("| --- " * (6 + len(tasks)) + "|")
+    first = None
     for label in labels:
         runs = load(folder, label, env_id)
         if not runs:
@@ -96,7 +97,9 @@ def success_table(folder: Path, env_id: str, labels: list[str]) -> None:
         )
         per_seed = ", ".join(f"{value:.2f}" for value in table.mean(1))
         per_task = " | ".join(f"{value:.2f}" for value in table.mean(0))
-        print(f"| {label} | {steps:,.0f} | {table.mean():.2f} | {per_seed} | {per_task} | {minutes:.0f} |")
+        first = table.mean() if first is None else first
+        ratio = f"{first / table.mean():.1f}" if table.mean() else "only it succeeds"
+        print(f"| {label} | {steps:,.0f} | {table.mean():.2f} | {ratio} | {per_seed} | {per_task} | {minutes:.0f} |")
 
 
 def successes_over_time(runs: dict[int, dict[str, Curve]], tasks: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -183,9 +183,11 @@ def test_a_task_that_is_known_at_once_or_never_learned_has_a_finite_ratio() -> N
 def test_mean_success_over_tasks_and_seeds(tmp_path: Path, capsys: Any) -> None:
     for seed, success in ((0, 0.2), (1, 0.4)):
         write(tmp_path, "agent", "small", seed, {"a": [0, 0], "b": [0, 0], "c": [0, 0]}, success)
-    task_table.success_table(tmp_path, "small", ["agent", "nothing"])
+    write(tmp_path, "other", "small", 0, {"a": [0, 0], "b": [0, 0], "c": [0, 0]}, 0.1)
+    task_table.success_table(tmp_path, "small", ["agent", "nothing", "other"])
     assert capsys.readouterr().out.strip().splitlines()[2:] == [
-        "| agent | 1,000 | 0.30 | 0.20, 0.40 | 0.30 | 0.30 | 0.30 | 1 |"
+        "| agent | 1,000 | 0.30 | 1.0 | 0.20, 0.40 | 0.30 | 0.30 | 0.30 | 1 |",
+        "| other | 1,000 | 0.10 | 3.0 | 0.10 | 0.10 | 0.10 | 0.10 | 1 |",
     ]
     assert load(tmp_path, "nothing", "small") == {}
     write(tmp_path, "agent", "small", 2, {"a": [0], "b": [0], "c": [0]}, 0.6)
