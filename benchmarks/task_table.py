@@ -91,15 +91,16 @@ def success_table(folder: Path, env_id: str, labels: list[str]) -> None:
         runs = load(folder, label, env_id)
         if not runs:
             continue
+        # One that is still going on, or was cut off, has not come to its final policy
+        end = max(run[tasks[0]].steps[-1] for run in runs.values())
+        runs = {seed: run for seed, run in runs.items() if run[tasks[0]].steps[-1] == end}
         table = np.array([[run[task].successes[-1] for task in tasks] for run in runs.values()])
-        steps, minutes = (
-            np.mean([getattr(run[tasks[0]], key)[-1] for run in runs.values()]) for key in ("steps", "cpu_minutes")
-        )
+        minutes = np.mean([run[tasks[0]].cpu_minutes[-1] for run in runs.values()])
         per_seed = ", ".join(f"{value:.2f}" for value in table.mean(1))
         per_task = " | ".join(f"{value:.2f}" for value in table.mean(0))
         first = table.mean() if first is None else first
         ratio = f"{first / table.mean():.1f}" if table.mean() else "only it succeeds"
-        print(f"| {label} | {steps:,.0f} | {table.mean():.2f} | {ratio} | {per_seed} | {per_task} | {minutes:.0f} |")
+        print(f"| {label} | {end:,.0f} | {table.mean():.2f} | {ratio} | {per_seed} | {per_task} | {minutes:.0f} |")
 
 
 def successes_over_time(runs: dict[int, dict[str, Curve]], tasks: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -184,6 +184,7 @@ def test_mean_success_over_tasks_and_seeds(tmp_path: Path, capsys: Any) -> None:
     for seed, success in ((0, 0.2), (1, 0.4)):
         write(tmp_path, "agent", "small", seed, {"a": [0, 0], "b": [0, 0], "c": [0, 0]}, success)
     write(tmp_path, "other", "small", 0, {"a": [0, 0], "b": [0, 0], "c": [0, 0]}, 0.1)
+    write(tmp_path, "other", "small", 1, {"a": [0], "b": [0], "c": [0]}, 0.9)
     task_table.success_table(tmp_path, "small", ["agent", "nothing", "other"])
     assert capsys.readouterr().out.strip().splitlines()[2:] == [
         "| agent | 1,000 | 0.30 | 1.0 | 0.20, 0.40 | 0.30 | 0.30 | 0.30 | 1 |",
