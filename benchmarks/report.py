@@ -95,10 +95,9 @@ def stacked(scores: list[list[np.ndarray]]) -> np.ndarray:
     return np.array([[seeds[:n_seeds] for seeds in points] for points in scores]).transpose(2, 0, 1)
 
 
-def race_table(results: Results, agent: str, ids: Iterable[str], opponents: tuple[str, ...]) -> str:
+def race_table(results: Results, ids: Iterable[str], opponents: tuple[str, ...]) -> str:
     """
     :param results: what was measured
-    :param agent: label of M3PO's runs
     :param ids: environments
     :param opponents: labels; in each environment the one with the highest last score is raced
     :return: steps and CPU-seconds that both sides take to 95 % of the opponent's last score
@@ -111,11 +110,11 @@ def race_table(results: Results, agent: str, ids: Iterable[str], opponents: tupl
     second_ratios: list[Race] = []
     missing, nothing_learned, machines = [], [], []
     for env_id in ids:
-        if results.curve(agent, env_id) is None or any(results.curve(label, env_id) is None for label in opponents):
+        if results.curve(M3PO, env_id) is None or any(results.curve(label, env_id) is None for label in opponents):
             missing.append(env_id)
             continue
         label = max(opponents, key=lambda label: last_score(results, label, env_id))
-        mine, theirs = pair(results, agent, label, env_id)
+        mine, theirs = pair(results, label, env_id)
         last = float(theirs.mean[-1])
         if last < LEARNED:
             nothing_learned.append(f"{env_id} ({NAMES[label]}: {last:.2f})")
@@ -151,16 +150,15 @@ def last_score(results: Results, label: str, env_id: str) -> float:
     return float(curve.mean[-1])
 
 
-def pair(results: Results, agent: str, opponent: str, env_id: str) -> tuple[Curve, Curve]:
+def pair(results: Results, opponent: str, env_id: str) -> tuple[Curve, Curve]:
     """
     :param results: what was measured
-    :param agent: label of M3PO's runs
     :param opponent: label of others
     :param env_id: an environment in which both have run
-    :return: both curves, smoothed over the same number of steps
+    :return: M3PO's curve and theirs, smoothed over the same number of steps
     """
-    window = results.window(*(results.budget_of(label, env_id) for label in (agent, opponent)))
-    mine, theirs = (results.curve(label, env_id, window) for label in (agent, opponent))
+    window = results.window(*(results.budget_of(label, env_id) for label in (M3PO, opponent)))
+    mine, theirs = (results.curve(label, env_id, window) for label in (M3PO, opponent))
     assert mine is not None and theirs is not None
     return mine, theirs
 
@@ -389,10 +387,10 @@ def main(argv: list[str] | None = None) -> None:
     results = Results(args.results)
     parts = {"Scores: interquartile means, 95 % intervals": scores_table(results)}
     raced = env_ids("classic") + env_ids("mujoco")
+    parts["Against PPO with rl-zoo3's settings and budget"] = race_table(results, raced, (PPO,))
+    parts["Against the best of SAC, TQC and CrossQ"] = race_table(results, OFF_POLICY, OFF_POLICY_AGENTS)
+    parts["Against SAC"] = race_table(results, OFF_POLICY, (SAC,))
     for agent, suffix in ((M3PO, ""), (PLANNED, ", while M3PO plans")):
-        parts[f"Against PPO with rl-zoo3's settings and budget{suffix}"] = race_table(results, agent, raced, (PPO,))
-        parts[f"Against the best of SAC, TQC and CrossQ{suffix}"] = race_table(results, agent, OFF_POLICY, OFF_POLICY_AGENTS)
-        parts[f"Against SAC{suffix}"] = race_table(results, agent, OFF_POLICY, (SAC,))
         parts[f"dm_control at 100,000 frames, beside published scores{suffix}"] = published_table(results, agent)
         parts[f"Everywhere, beside the best at 100,000 steps{suffix}"] = worst_table(results, agent)
     text = "".join(f"## {title}\n\n{table}\n\n" for title, table in parts.items())

@@ -63,8 +63,8 @@ class Run:
     :param out: folder of the CSV files
     :param checkpoints: folder of the checkpoints
     :param reward_scale: factor on the training rewards; evaluations are never scaled
-    :param eval_planning: samples and iterations of the planner with which each evaluation is done once more, or ``None``; its
-        rows are those of a variant of its own
+    :param eval_planning: samples and iterations of the planner with which some evaluations are done once more, or ``None``;
+        their rows are those of a variant of its own
     :param grown_from: the set of tasks whose final model takes these tasks in, or ``None`` to begin anew
     :param train: what of it then learns, ``"all"`` or ``"new"``
     """
@@ -114,16 +114,26 @@ class Run:
         """The columns of the file."""
         return TASK_COLUMNS if is_task_set(self.env_id) else COLUMNS
 
+    def evaluates_plans(self, steps: int) -> bool:
+        """
+        :param steps: environment steps so far
+        :return: whether an evaluation then is done with the planner too, which is dear: at each quarter of the budget and
+            over its last 15 %
+        """
+        return steps > 0.85 * self.steps or steps % (self.steps / 4) < self._interval(steps)
+
     def next_evaluation(self, steps: int) -> int:
         """
         :param steps: environment steps so far
         :return: when it is evaluated next: at each twentieth of the budget, and a single environment every 5,000 steps up to
             100,000 anyhow, so that agents of different budgets are looked at as closely there
         """
-        interval = max(1_000, self.steps // 20)
-        if steps < 100_000 and not is_task_set(self.env_id):
-            interval = min(interval, 5_000)
+        interval = self._interval(steps)
         return min((steps // interval + 1) * interval, self.steps)
+
+    def _interval(self, steps: int) -> int:
+        interval = max(1_000, self.steps // 20)
+        return min(interval, 5_000) if steps < 100_000 and not is_task_set(self.env_id) else interval
 
     @property
     def frames(self) -> int:
@@ -178,6 +188,8 @@ class Evaluate(BaseCallback):
     def _record(self, steps: int) -> None:
         """Evaluate and write the rows."""
         for variant, planning in self.run.evaluations.items():
+            if planning is not None and not self.run.evaluates_plans(steps):
+                continue
             started = time.perf_counter()
             results = evaluate(self.model, self.eval_env, self.run.seed, planning)
             self._write(variant, steps, results, time.perf_counter() - started)

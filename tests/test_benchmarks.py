@@ -8,10 +8,11 @@ import pytest
 
 from benchmarks import run as benchmark
 from benchmarks import speed, study_plots, table
-from benchmarks.algorithms import apply_overrides
+from benchmarks.algorithms import Settings, apply_overrides
 from benchmarks.parts import critic, planner, saving, scales, trust_region, world_model
 from benchmarks.random_baseline import lag_correlation
 from benchmarks.record import read_rows
+from benchmarks.run import Run
 from benchmarks.table import passes, score
 from benchmarks.targets import Target
 from tests.helpers import Hasty
@@ -170,3 +171,22 @@ def test_a_study_is_read_from_its_table_and_drawn(tmp_path, capsys):
     study_plots.main([str(tmp_path / "study.csv"), "--out", str(tmp_path)])
     assert "6 trials, the best is number 4" in capsys.readouterr().out
     assert {path.name for path in tmp_path.glob("*.png")} == {"study-history.png", "study-importances.png"}
+
+
+def test_when_runs_are_evaluated(tmp_path):
+    def times(steps: int) -> list[int]:
+        run = Run("m3po", "x", "Pendulum-v1", 0, steps, Settings(), "", out=tmp_path)
+        found = [run.next_evaluation(0)]
+        while found[-1] < steps:
+            # Some environments at a time come to a little more
+            found.append(run.next_evaluation(found[-1] + 3))
+        planned.append([when for when in found if run.evaluates_plans(when)])
+        return found
+
+    planned: list[list[int]] = []
+    assert times(100_000) == list(range(5_000, 100_001, 5_000))
+    assert times(8_000) == list(range(1_000, 8_001, 1_000))
+    # An agent with a larger budget is looked at as often up to 100,000
+    assert times(1_000_000) == [*range(5_000, 100_001, 5_000), *range(150_000, 1_000_001, 50_000)]
+    assert planned[0] == [25_000, 50_000, 75_000, 90_000, 95_000, 100_000]
+    assert planned[2] == [250_000, 500_000, 750_000, 900_000, 950_000, 1_000_000]
