@@ -132,11 +132,13 @@ def table(part: str, found: dict[str, np.ndarray]) -> str:
     :return: a table of markdown
     """
     names = [env_id.removeprefix("dm_control/") for env_id in ENV_IDS]
-    lines = [f"| {part} | {' | '.join(names)} | mean |", "| --- " * (2 + len(names)) + "|"]
+    lines = [f"| {part} | seeds | {' | '.join(names)} | mean | of the best |", "| --- " * (4 + len(names)) + "|"]
+    best = max(part_scores.mean() for part_scores in found.values())
     for value, part_scores in found.items():
         cells = [f"{mean:.2f} ({low:.2f} to {high:.2f})" for mean, low, high in _spread(part_scores)]
         star = " (default)" if DEFAULTS[part] == value else ""
-        lines.append(f"| {value}{star} | {' | '.join(cells)} | {part_scores.mean():.3f} |")
+        mean = part_scores.mean()
+        lines.append(f"| {value}{star} | {len(part_scores)} | {' | '.join(cells)} | {mean:.3f} | {mean / best:.0%} |")
     return "\n".join(lines)
 
 

@@ -164,8 +164,8 @@ def test_ablations_are_told_from_csv_files(tmp_path, capsys):
     assert stop.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2:] == [
-        "| 2 (default) | " + "0.50 (0.40 to 0.60) | " * 4 + "0.500 |",
-        "| 5 | " + "1.00 (0.80 to 1.20) | " * 4 + "1.000 |",
+        "| 2 (default) | 2 | " + "0.50 (0.40 to 0.60) | " * 4 + "0.500 | 50% |",
+        "| 5 | 2 | " + "1.00 (0.80 to 1.20) | " * 4 + "1.000 | 100% |",
     ]
     assert (tmp_path / "ablation-critics.png").exists()
 
