@@ -130,12 +130,9 @@ def race_table(results: Results, ids: Iterable[str], opponents: tuple[str, ...])
         n_never = sum(is_bound for _, is_bound in step_ratios)
         title = f"**median** of {len(step_ratios)}, {n_never} of them never reached"
         lines.append(row(title, *[""] * 5, f"**{medians[0]}**", "", "", f"**{medians[1]}**"))
-    notes = {
-        f"Not compared, because the opponent ends below {LEARNED}": nothing_learned,
-        "Seconds of different machines": machines,
-        "Not run yet": missing,
-    }
-    return "\n".join(lines + [f"\n{note}: {', '.join(names)}." for note, names in notes.items() if names])
+    below = f"Not compared, because the opponent ends below {LEARNED}"
+    notes = {below: nothing_learned, "Seconds of different machines": machines, "Not run yet": missing}
+    return with_notes(lines, notes)
 
 
 def last_score(results: Results, label: str, env_id: str) -> float:
@@ -214,8 +211,7 @@ def published_table(results: Results, agent: str) -> str:
             f"**{median_with_bounds(ratios, '<', 1)}**" if ratios else ""
         )
         lines.append(row("**mean**, **median**", *means, *end))
-    notes = {f"Not in the median, because both end below {LEARNED}": nothing_learned, "Not run yet": missing}
-    return "\n".join(lines + [f"\n{note}: {', '.join(names)}." for note, names in notes.items() if names])
+    return with_notes(lines, {f"Not in the median, because both end below {LEARNED}": nothing_learned, "Not run yet": missing})
 
 
 def worst_table(results: Results, agent: str) -> str:
@@ -243,7 +239,7 @@ def worst_table(results: Results, agent: str) -> str:
     if smallest < np.inf:
         verdict = "met" if smallest >= WORST else "missed"
         lines.append(f"\nThe smallest difference is {smallest:+.3f}: never below {WORST} is {verdict}.")
-    return "\n".join(lines + ([f"\nNot run yet: {', '.join(missing)}."] if missing else []))
+    return with_notes(lines, {"Not run yet": missing})
 
 
 def may_run(label: str, env_id: str) -> bool:
@@ -253,6 +249,15 @@ def may_run(label: str, env_id: str) -> bool:
     :return: whether this agent is run there
     """
     return env_id not in env_ids("dmc") if label == PPO else env_id in OFF_POLICY
+
+
+def with_notes(lines: list[str], notes: dict[str, list[str]]) -> str:
+    """
+    :param lines: of a table
+    :param notes: what is to be said of which environments, if there are any
+    :return: the table and what is to be said below it
+    """
+    return "\n".join(lines + [f"\n{note}: {', '.join(names)}." for note, names in notes.items() if names])
 
 
 def header(*cells: str) -> list[str]:
