@@ -110,9 +110,10 @@ def check_numbers(model: Any) -> None:
     for name in _NOT_NEGATIVE:
         if not (_is_number(given[name]) and 0 <= given[name] < math.inf):
             raise ValueError(f"{name}={given[name]!r} must be a finite number and not negative")
-    for name in ("gamma", "gae_lambda"):
-        if not (_is_number(given[name]) and 0 <= given[name] <= 1):
-            raise ValueError(f"{name}={given[name]!r} must lie between 0 and 1")
+    for name, otherwise in (("gamma", ", or be 'auto'"), ("gae_lambda", "")):
+        fits = (_is_number(given[name]) and 0 <= given[name] <= 1) or (otherwise and given[name] == "auto")
+        if not fits:
+            raise ValueError(f"{name}={given[name]!r} must lie between 0 and 1{otherwise}")
     if not (_is_number(model.max_grad_norm) and model.max_grad_norm > 0):
         raise ValueError(f"max_grad_norm={model.max_grad_norm!r} must be positive; float('inf') clips nothing")
     if model.target_kl is not None and not (_is_number(model.target_kl) and model.target_kl > 0):

@@ -31,6 +31,7 @@ from sb3_m3po.checks import (
     known_ent_coef,
     warn_of_reward_normalisation,
 )
+from sb3_m3po.discount import known_gamma
 from sb3_m3po.growth import check_growth, misfits_explained, take_over
 from sb3_m3po.learner import Learner
 from sb3_m3po.memory import ReplayMemory
@@ -57,7 +58,7 @@ class M3PO(OnPolicyAlgorithm):
     :param batch_size: Samples per update
     :param utd_ratio: Updates per collected transition
     :param sync_interval: Updates between two syncs of the frozen copies
-    :param gamma: Discount factor
+    :param gamma: Discount factor; ``"auto"``: by the (each task's) time limit, see :func:`~sb3_m3po.discount.gamma_for`
     :param gae_lambda: Only shapes ``rollout_buffer.returns`` and the logged ``explained_variance``
     :param n_step_returns: Rewards summed in the critics' target before they bootstrap
     :param horizon: Steps that the world model is unrolled in training
@@ -105,7 +106,7 @@ class M3PO(OnPolicyAlgorithm):
         batch_size: int = 128,
         utd_ratio: float = 1.0,
         sync_interval: int = 128,
-        gamma: float = 0.99,
+        gamma: float | str = "auto",
         gae_lambda: float = 0.95,
         n_step_returns: int = 3,
         horizon: int = 3,
@@ -138,7 +139,7 @@ class M3PO(OnPolicyAlgorithm):
             env,  # type: ignore[arg-type]
             learning_rate=learning_rate,
             n_steps=n_steps,  # type: ignore[arg-type]
-            gamma=gamma,
+            gamma=gamma,  # type: ignore[arg-type]
             gae_lambda=gae_lambda,
             ent_coef=known_ent_coef(ent_coef),  # type: ignore[arg-type]
             vf_coef=1.0,
@@ -193,12 +194,12 @@ class M3PO(OnPolicyAlgorithm):
         )
         self.rollout_buffer_class = buffer_class
         tasks = find_tasks(self.observation_space, self.task_key, self.n_tasks)
+        self.gamma = known_gamma(self.gamma, self.env, tasks)  # type: ignore[assignment]
         self.rollout_buffer = buffer_class(  # type: ignore[assignment]
             self.n_steps or max(1, 256 // self.n_envs),
             self.observation_space,  # type: ignore[arg-type]
             self.action_space,
             device=self.device,
-            gamma=self.gamma,
             gae_lambda=self.gae_lambda,
             n_envs=self.n_envs,
             **{"memory_size": self.buffer_size, "tasks": tasks, **self.rollout_buffer_kwargs},
@@ -461,7 +462,7 @@ class M3PO(OnPolicyAlgorithm):
     def _sync(self) -> None:
         """Copy the networks to their bars and move to the return scales of what is in memory."""
         memory, policy, table = self.replay_buffer, self.policy, self.task_table
-        policy.sync(memory.return_scale(self.gamma if table is None else table.gammas(self.gamma)), memory.has_terminated)
+        policy.sync(memory.return_scale(policy.gammas.cpu().numpy()), memory.has_terminated)
         policy.lag_correlation.copy_(th.as_tensor(memory.lag_correlation()))
         make_room(self.logger, [] if table is None else table.names)
         for task, scale in enumerate(policy.return_scale.tolist()):

@@ -31,7 +31,7 @@ class PlanningPolicy(nn.Module):
 
     world_model: WorldModel
     tasks: TaskReader | None
-    gamma: float
+    gamma: float | str
     gammas: th.Tensor
     planner_kwargs: dict[str, Any]
     planner_config: PlannerConfig
@@ -49,7 +49,7 @@ class PlanningPolicy(nn.Module):
 
     def make_plan(self, z: th.Tensor, config: PlannerConfig, noise: NoiseSource, deadline: float | None = None) -> Plan:
         """:return: The plan from latents ``z``, see :func:`~sb3_m3po.planner.plan`"""
-        gamma = self.gamma if self.tasks is None else self.world_model.at(self.gammas, z)
+        gamma = float(self.gamma) if self.tasks is None else self.world_model.at(self.gammas, z)
         planned = plan(self.world_model, self.world_model.codec, z, gamma, config, noise, deadline)
         not_nan(planned.gain)
         return planned

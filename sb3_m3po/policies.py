@@ -19,6 +19,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_m3po.actions import GaussianActions, SquashedGaussian
+from sb3_m3po.discount import DEFAULT_GAMMA
 from sb3_m3po.masked_actions import make_action_codec
 from sb3_m3po.nets import RunningNorm
 from sb3_m3po.optim import FusedAdamW
@@ -65,7 +66,8 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
     :param task_embedding_dim: Width of a task's embedding; without tasks there is none
     :param task_key: Key of the task's id in a Dict observation; ``None`` for a single task
     :param n_tasks: Length of the one-hot of the task that ends a vector observation; ``None`` if there is none
-    :param gamma: Discount factor, for planning; that of the tasks that have none of their own
+    :param gamma: Discount factor, for planning; that of the tasks that have none of their own, ``"auto"`` for that of each
+        one's time limit
     :param planner_kwargs: See :class:`~sb3_m3po.planner.PlannerConfig`
     """
 
@@ -101,7 +103,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         task_embedding_dim: int = 32,
         task_key: str | None = "task",
         n_tasks: int | None = None,
-        gamma: float = 0.99,
+        gamma: float | str = DEFAULT_GAMMA,
         planner_kwargs: dict[str, Any] | None = None,
     ):
         if use_sde:
@@ -171,7 +173,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
             self.register_buffer(name, th.ones(n))
         for name in ("scale_is_known", "gap_median", "lag_correlation"):  # known: from the first nonzero reward on
             self.register_buffer(name, th.zeros(n))
-        gammas = [self.gamma] if table is None else table.gammas(self.gamma)
+        gammas = [float(self.gamma)] if table is None else table.gammas(self.gamma)
         self.register_buffer("gammas", th.as_tensor(gammas, dtype=th.float32), persistent=False)
 
         # The policy and the critics; the model learns in a phase of its own

@@ -1,12 +1,14 @@
 """What a model knows of its tasks: their names, sizes, masks and discounts. It is saved with the model, in its spaces."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+
+from sb3_m3po.discount import gamma_for
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class TaskSpec:
     :param action_dim: Its own action dimensions (Box) or number of actions (Discrete), before padding; ``None`` where nothing
         is padded
     :param gamma: Its discount factor; ``None`` for the model's
+    :param time_limit: Decisions after which its episodes are cut, ``None`` if they aren't: what ``gamma="auto"`` goes by.
+        Tasks that differ in nothing else are equal
     :raises ValueError: for an empty name, a size below 1 or a discount outside of [0, 1]
     """
 
@@ -26,13 +30,14 @@ class TaskSpec:
     observation_dim: int | None = None
     action_dim: int | None = None
     gamma: float | None = None
+    time_limit: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("A task needs a name: it is what its results are logged under")
-        for field in ("observation_dim", "action_dim"):
-            if (size := getattr(self, field)) is not None and size < 1:
-                raise ValueError(f"{field}={size} of task {self.name!r} must be at least 1")
+        for name in ("observation_dim", "action_dim"):
+            if (size := getattr(self, name)) is not None and size < 1:
+                raise ValueError(f"{name}={size} of task {self.name!r} must be at least 1")
         if self.gamma is not None and not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma={self.gamma} of task {self.name!r} must lie between 0 and 1")
 
@@ -122,12 +127,13 @@ class TaskTable(Sequence[TaskSpec]):
         own = np.array([width if spec.action_dim is None else spec.action_dim for spec in self.specs])
         return np.arange(width) < own[:, None]
 
-    def gammas(self, default: float) -> np.ndarray:
+    def gammas(self, default: float | str) -> np.ndarray:
         """
-        :param default: Discount of the tasks that have none of their own
+        :param default: Discount of the tasks that have none of their own; ``"auto"`` for that of their time limit
         :return: Shape ``(n_tasks,)``
         """
-        return np.array([default if spec.gamma is None else spec.gamma for spec in self.specs])
+        defaults = [gamma_for(spec.time_limit) if isinstance(default, str) else default for spec in self.specs]
+        return np.array([own if spec.gamma is None else spec.gamma for spec, own in zip(self.specs, defaults, strict=True)])
 
 
 class TaskSpace(spaces.Discrete):

@@ -15,6 +15,7 @@ import sb3_m3po
 PACKAGE = Path(sb3_m3po.__file__).parent
 #: A file imports only from files that stand before it
 ORDER = [
+    "discount",
     "tasks",
     "math",
     "nets",

@@ -1,9 +1,12 @@
 """Each decision for several frames, as is usual for dm_control."""
 
+import math
 from numbers import Integral
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
+
+from sb3_m3po.discount import TIME_LIMIT
 
 
 def check_count(name: str, value: Any, meaning: str) -> None:
@@ -30,6 +33,11 @@ class ActionRepeat(gym.Wrapper):
         super().__init__(env)
         check_count("repeat", repeat, "the frames per decision")
         self.repeat = repeat
+
+    @property
+    def _max_episode_steps(self) -> int:
+        """Decisions in an episode, where Gymnasium's ``TimeLimit``, which has it under this name, cuts the frames."""
+        return math.ceil(self.env.get_wrapper_attr(TIME_LIMIT) / self.repeat)
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """

@@ -12,6 +12,7 @@ from gymnasium.vector.utils import iterate
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from sb3_m3po.discount import TIME_LIMIT
 from sb3_m3po.envs.action_repeat import check_count
 from sb3_m3po.envs.padding import action_dim
 from sb3_m3po.envs.suites import meta_world_names
@@ -141,6 +142,10 @@ class VectorEnvAdapter(VecEnv):
         """
         if attr_name == "render_mode":
             return [self.venv.render_mode for _ in self._get_indices(indices)]
+        if attr_name == TIME_LIMIT and (self.venv.spec is not None or self.processes):
+            # A process does not survive the question for what it has not
+            limit = None if self.venv.spec is None else self.venv.spec.max_episode_steps
+            return [limit for _ in self._get_indices(indices)]
         if not hasattr(self.venv, "get_attr"):
             raise AttributeError(f"{type(self.venv).__name__} has no attribute {attr_name!r} of single environments")
         values = self.venv.get_attr(attr_name)

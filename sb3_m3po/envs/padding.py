@@ -10,6 +10,7 @@ from gymnasium import spaces
 from gymnasium.spaces.utils import flatdim, flatten
 from stable_baselines3.common.preprocessing import is_image_space
 
+from sb3_m3po.discount import time_limit_of
 from sb3_m3po.tasks import TaskSpace, TaskSpec, TaskTable
 
 _FLAT = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
@@ -100,7 +101,7 @@ def describe(name: str, env: gym.Env, gamma: float | None) -> TaskSpec:
             f"Task {name!r} has actions without bounds ({space}): give them bounds in the environment, or with "
             "gymnasium.wrappers.TransformAction(env, lambda action: action, gymnasium.spaces.Box(low, high))"
         )
-    return TaskSpec(name, flatdim(env.observation_space), action_dim(space), gamma)
+    return TaskSpec(name, flatdim(env.observation_space), action_dim(space), gamma, time_limit_of(env))
 
 
 def common_action_space(names: Sequence[str], action_spaces: Sequence[spaces.Space]) -> spaces.Space:

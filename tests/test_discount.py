@@ -1,0 +1,99 @@
+"""The discount factor that follows from a time limit, wherever an environment keeps it."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.wrappers import TimeLimit
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
+
+from sb3_m3po import M3PO, Task, make_multitask_vec_env
+from sb3_m3po.discount import gamma_for
+from sb3_m3po.envs import ActionRepeat, VectorEnvAdapter
+from sb3_m3po.tasks import TaskSpec
+
+
+class Endless(gym.Env):
+    observation_space = gym.spaces.Box(-1.0, 1.0, (2,))
+    action_space = gym.spaces.Box(-1.0, 1.0, (1,))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return np.zeros(2, np.float32), 1.0, False, False, {}
+
+
+def limited(steps: int) -> gym.Env:
+    return TimeLimit(Endless(), steps)
+
+
+def processes(makers: list[Callable[[], gym.Env]]) -> SubprocVecEnv:
+    return SubprocVecEnv(makers, start_method="fork")
+
+
+def vector(mode: str) -> VectorEnvAdapter:
+    kwargs = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    return VectorEnvAdapter(gym.make_vec("Pendulum-v1", 2, vectorization_mode=mode, vector_kwargs=kwargs))
+
+
+@pytest.mark.parametrize(
+    ("time_limit", "gamma"), [(None, 0.99), (1, 0.95), (100, 0.95), (200, 0.975), (500, 0.99), (1000, 0.995), (100_000, 0.995)]
+)
+def test_rule(time_limit: int | None, gamma: float) -> None:
+    assert gamma_for(time_limit) == pytest.approx(gamma)
+
+
+VEC_ENVS: list[tuple[Callable[[], VecEnv], float]] = [
+    (lambda: make_vec_env("Pendulum-v1"), 0.975),
+    (lambda: VecNormalize(make_vec_env("Pendulum-v1")), 0.975),
+    # Of 1,000 frames, four at a time
+    (lambda: DummyVecEnv([lambda: ActionRepeat(limited(1_000), 4)]), 0.98),
+    (lambda: DummyVecEnv([partial(limited, 200), partial(limited, 250)]), 0.98),
+    (lambda: DummyVecEnv([partial(limited, 200), Endless]), 0.99),
+    (lambda: DummyVecEnv([lambda: ActionRepeat(Endless(), 4)]), 0.99),
+    (lambda: processes([partial(limited, 200)] * 2), 0.975),
+    (lambda: processes([Endless] * 2), 0.99),
+    (lambda: vector("sync"), 0.975),
+    (lambda: vector("async"), 0.975),
+    (lambda: VectorEnvAdapter(AsyncVectorEnv([Endless] * 2, autoreset_mode=AutoresetMode.SAME_STEP)), 0.99),
+]
+
+
+@pytest.mark.parametrize(("make", "gamma"), VEC_ENVS)
+def test_the_time_limit_is_found(make: Callable[[], VecEnv], gamma: float) -> None:
+    env = make()
+    model = M3PO("MlpPolicy", env, gamma="auto")
+    assert model.gamma == pytest.approx(gamma) and model.policy.gammas.tolist() == pytest.approx([gamma])
+    # The question has not cost an environment its life
+    env.reset()
+    env.close()
+
+
+def test_each_task_has_its_own(tmp_path: Path) -> None:
+    limits = [Task(partial(limited, 300), "three hundred"), Task(Endless, "endless")]
+    env = make_multitask_vec_env(["Pendulum-v1", Task("MountainCarContinuous-v0", gamma=0.9), *limits])
+    by_length, fixed = [0.975, 0.9, 1 - 5 / 300, 0.99], [0.8, 0.9, 0.8, 0.8]
+    model = M3PO("MultiInputPolicy", env, gamma="auto")
+    assert model.policy.gammas.tolist() == pytest.approx(by_length)
+    model.save(tmp_path / "model")
+    assert M3PO.load(tmp_path / "model").policy.gammas.tolist() == pytest.approx(by_length)
+    assert M3PO.load(tmp_path / "model", gamma=0.8).policy.gammas.tolist() == pytest.approx(fixed)
+    assert M3PO("MultiInputPolicy", env, gamma=0.8).policy.gammas.tolist() == pytest.approx(fixed)
+
+
+def test_a_number_stands_and_is_loaded(tmp_path: Path) -> None:
+    assert M3PO("MlpPolicy", "Pendulum-v1", gamma=0.9).gamma == 0.9
+    M3PO("MlpPolicy", "Pendulum-v1", gamma="auto").save(tmp_path / "model")
+    assert M3PO.load(tmp_path / "model").gamma == pytest.approx(0.975)
+
+
+def test_tasks_of_another_length_are_the_same_tasks() -> None:
+    assert TaskSpec("a", 2, 1, time_limit=200) == TaskSpec("a", 2, 1, time_limit=1_000)
