@@ -15,9 +15,6 @@ def gamma_for(time_limit: int | None) -> float:
     """
     ``1 - 5 / time_limit``, between 0.95 and 0.995: a fifth of an episode counts (the rule of TD-MPC2, arXiv 2310.16828).
 
-    With less, Hopper ends 1,000 steps of steady hops with a dive after 400 that is faster as long as it lasts, and by its
-    discounted return rightly so; with more, short episodes are learned slowly.
-
     :param time_limit: Decisions after which episodes are cut; ``None`` if they aren't, or it isn't known
     :return: The discount factor, 0.99 without a time limit
     """

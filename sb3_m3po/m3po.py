@@ -189,10 +189,9 @@ class M3PO(OnPolicyAlgorithm):
         # A new one always starts from the same seed
         self._generator.seed()
         self.set_random_seed(self.seed)
-        buffer_class = self.rollout_buffer_class or (
+        self.rollout_buffer_class = buffer_class = self.rollout_buffer_class or (
             HybridDictRolloutBuffer if isinstance(self.observation_space, spaces.Dict) else HybridRolloutBuffer
         )
-        self.rollout_buffer_class = buffer_class
         tasks = find_tasks(self.observation_space, self.task_key, self.n_tasks)
         self.gamma = known_gamma(self.gamma, self.env, tasks)  # type: ignore[assignment]
         self.rollout_buffer = buffer_class(  # type: ignore[assignment]
@@ -200,6 +199,7 @@ class M3PO(OnPolicyAlgorithm):
             self.observation_space,  # type: ignore[arg-type]
             self.action_space,
             device=self.device,
+            gamma=DEFAULT_GAMMA if self.gamma == "auto" else self.gamma,
             gae_lambda=self.gae_lambda,
             n_envs=self.n_envs,
             **{"memory_size": self.buffer_size, "tasks": tasks, **self.rollout_buffer_kwargs},
