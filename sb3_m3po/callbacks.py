@@ -10,7 +10,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
-from sb3_m3po.evaluation import TaskScores, evaluate_per_task
+from sb3_m3po.evaluation import TaskScores, check_bounds, evaluate_per_task
 from sb3_m3po.task_stats import TaskEpisodeStats, make_room
 from sb3_m3po.tasks import reader_for
 
@@ -38,6 +38,7 @@ class TaskEvalCallback(EvalCallback):
     :param task_key: Key of the task's id in the observations; an M3PO model has its own
     :param verbose: Verbosity level: 0 for no output, 1 for indicating information about evaluation results
     :param warn: Passed on to ``EvalCallback``; also whether to warn where the tasks can't be compared
+    :raises ValueError: when learning begins, if ``bounds`` are missing or empty, or ``eval_env`` is the training environment
     """
 
     def __init__(
@@ -70,6 +71,13 @@ class TaskEvalCallback(EvalCallback):
         self.bounds, self.task_key = bounds, task_key
         self._best = (-np.inf, -np.inf)
         self.evaluations_tasks: list[list[float]] = []
+
+    def _init_callback(self) -> None:
+        super()._init_callback()
+        if self.eval_env.unwrapped is self.training_env.unwrapped:
+            raise ValueError("eval_env is the training environment, whose episodes an evaluation breaks off: make another one")
+        names = reader_for(self.eval_env.observation_space, self.task_key, self.model).table.names
+        check_bounds(self.bounds, names)
 
     def _on_step(self) -> bool:
         if self.eval_freq <= 0 or self.n_calls % self.eval_freq != 0:

@@ -313,11 +313,23 @@ def dead_workers_named(owner: Any, tasks: Sequence[str] | None = None) -> Iterat
         if not dead:
             raise
         tasks = tasks or _task_names(owner, env)
+        _give_up(env)
         names = [f"environment {i}" + (f" (task {tasks[i]!r})" if tasks else "") for i in dead]
         raise RuntimeError(
             f"The process of {', '.join(names)} died: its own error stands above; if there is none, it was killed (out of "
             f"memory, say) or crashed in native code. {_what_to_do(owner)}"
         ) from error
+
+
+def _give_up(env: Any) -> None:
+    """Close what is left of environments in processes: ``close()`` would wait for answers that have been read already."""
+    for process in env.unwrapped.processes:
+        process.terminate()
+    for process in env.unwrapped.processes:
+        process.join(timeout=5)
+    # Of an adapter, Gymnasium's vector environment
+    holder = getattr(env.unwrapped, "venv", env).unwrapped
+    holder.closed = True
 
 
 def _half_made(error: BaseException) -> VecEnv | None:

@@ -48,9 +48,9 @@ def known_gamma(gamma: float | str, env: VecEnv | None, tasks: Any) -> float | s
     :param gamma: A discount factor, or ``"auto"``
     :param env: Environments, if there are any
     :param tasks: What tells their tasks apart, ``None`` for a single one
-    :return: The discount factor; with tasks ``"auto"`` stays, since each has its own
+    :return: The discount factor; ``"auto"`` stays where each task has a time limit of its own
     """
-    if gamma != "auto" or tasks is not None:
+    if gamma != "auto" or (tasks is not None and any(spec.time_limit for spec in tasks.table)):
         return gamma
     return gamma_for(None if env is None else common_time_limit(env))
 

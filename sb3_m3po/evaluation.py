@@ -1,16 +1,20 @@
 """What an agent scores on each of several tasks."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 
 from sb3_m3po.checks import dead_workers_named
-from sb3_m3po.tasks import TaskReader, ids_in_model, reader_for
+from sb3_m3po.tasks import ModelView, TaskReader, reader_for
+
+_BOUNDS = "give (return that counts as 0, return that counts as 1) for every task, or leave bounds out"
+#: Episodes for each task of an environment that draws them, after which one that never came up is given up
+_PATIENCE = 20
 
 
 def iqm(scores: np.ndarray) -> float:
@@ -93,7 +97,9 @@ class TaskScores(Mapping[str, float]):
         :return: Shape ``(n_episodes, n_tasks)``
         """
         if self.bounds is not None:
-            return np.stack([(self.returns[n] - low) / (high - low) for n, (low, high) in self._bounds().items()], -1)
+            check_bounds(self.bounds, list(self))
+            bounds = {name: self.bounds[name] for name in self}
+            return np.stack([(self.returns[name] - low) / (high - low) for name, (low, high) in bounds.items()], -1)
         found = self.successes if set(self.successes) == set(self.returns) else self.returns
         return np.stack([found[name] for name in self], -1).astype(np.float64)
 
@@ -101,12 +107,6 @@ class TaskScores(Mapping[str, float]):
     def are_comparable(self) -> bool:
         """:return: Whether the scores of all tasks are in one unit"""
         return self.bounds is not None or set(self.successes) == set(self.returns)
-
-    def _bounds(self) -> dict[str, tuple[float, float]]:
-        assert self.bounds is not None
-        if missing := [name for name in self if name not in self.bounds]:
-            raise ValueError(f"bounds are missing for {', '.join(missing)}: give (0, 1) returns for every task, or none")
-        return {name: self.bounds[name] for name in self}
 
     @property
     def iqm(self) -> float:
@@ -162,14 +162,17 @@ def evaluate_per_task(
     and the rewards are those of the ``Monitor`` where there is one.
 
     :param model: Any model of Stable-Baselines3; tasks go by their names, so the environments may have some of the model's, in
-        any order
-    :param env: From :func:`~sb3_m3po.envs.make_multitask_vec_env`, or ``sb3_m3po/MultiTask-v0``
+        any order, and be narrower
+    :param env: From :func:`~sb3_m3po.envs.make_multitask_vec_env`, or one that draws a task at each reset and says so by an
+        attribute ``draws_tasks``, as ``sb3_m3po/MultiTask-v0`` does. On the model's training environments this breaks off
+        their episodes: a later ``learn()`` begins with a reset
     :param n_eval_episodes: Episodes of each task
     :param deterministic: Whether to use deterministic actions
     :param bounds: By task's name: the returns that count as 0 and as 1, for :attr:`TaskScores.scores`
     :param task_key: Key of the task's id in the observations; an M3PO model has its own
     :return: The episodes of each task
-    :raises ValueError: if observations have no task, or one that the model does not know
+    :raises ValueError: if observations have no task, one that the model does not know, or more than it has, or if bounds are
+        missing or empty
     :raises RuntimeError: if the process of an environment dies: which, and of which task
     """
     if n_eval_episodes < 1:
@@ -178,23 +181,43 @@ def evaluate_per_task(
         inner = env
         env = DummyVecEnv([lambda: Monitor(inner)])
     reader = reader_for(env.observation_space, task_key, model)
-    ids = ids_in_model(reader, getattr(model, "observation_space", env.observation_space))
+    check_bounds(bounds, reader.table.names)
+    view = ModelView(reader, env.observation_space, getattr(model, "observation_space", env.observation_space))
+    if view.pads and unwrap_vec_normalize(env) is not None:
+        raise ValueError("VecNormalize's statistics are as wide as the model: make_multitask_vec_env(tasks, like=model)")
+    trained_on: VecEnv | None = getattr(model, "env", None)
+    if trained_on is not None and trained_on.unwrapped is env.unwrapped:
+        model._last_obs = None
     with dead_workers_named(env):
-        counter = _play(model, env, reader, ids, n_eval_episodes, deterministic)
+        counter = _play(model, env, reader, view, n_eval_episodes, deterministic)
     return counter.scores(reader.table.names, bounds)
 
 
-def _play(model: Any, env: VecEnv, reader: TaskReader, ids: np.ndarray, n_episodes: int, deterministic: bool) -> "_Counter":
-    """:return: Episodes of all tasks; ``ids`` are the model's, by those of the environments"""
+def check_bounds(bounds: Mapping[str, tuple[float, float]] | None, names: Sequence[str]) -> None:
+    """
+    :param bounds: By task's name: the returns that count as 0 and as 1; ``None`` for none
+    :param names: Of the tasks
+    :raises ValueError: where they are missing, the same, or no finite numbers
+    """
+    if bounds is None:
+        return
+    if missing := [name for name in names if name not in bounds]:
+        raise ValueError(f"bounds are missing for {', '.join(missing)}: {_BOUNDS}")
+    for name in names:
+        low, high = bounds[name]
+        if not np.isfinite(high - low) or high == low:
+            raise ValueError(f"bounds[{name!r}]={low, high} leave nothing between 0 and 1: {_BOUNDS}")
+
+
+def _play(model: Any, env: VecEnv, reader: TaskReader, view: ModelView, n_episodes: int, deterministic: bool) -> "_Counter":
+    """:return: Episodes of all tasks"""
     observations: Any = env.reset()
     counter = _Counter(env, reader.ids(observations), n_episodes, len(reader.table))
     rewards_so_far, lengths_so_far = np.zeros(env.num_envs), np.zeros(env.num_envs, int)
     states, starts = None, np.ones(env.num_envs, bool)
-    while counter.wants_more():
-        tasks = reader.ids(observations)
-        if reader.key is not None:
-            observations = {**observations, reader.key: ids[observations[reader.key]]}
-        actions, states = model.predict(observations, state=states, episode_start=starts, deterministic=deterministic)
+    while counter.wants_more(tasks := reader.ids(observations)):
+        seen = view(observations)
+        actions, states = model.predict(seen, state=states, episode_start=starts, deterministic=deterministic)
         observations, rewards, starts, infos = env.step(actions)
         rewards_so_far += rewards
         lengths_so_far += 1
@@ -206,31 +229,38 @@ def _play(model: Any, env: VecEnv, reader: TaskReader, ids: np.ndarray, n_episod
 
 
 class _Counter:
-    """How many episodes of which task are still to be played where, and those that were."""
+    """
+    The episodes that were played, and whether more are wanted.
+
+    Each environment plays a number of its own, so that short episodes don't count more. Environments that draw their tasks
+    play on until each task has its episodes.
+    """
 
     def __init__(self, env: VecEnv, tasks: np.ndarray, n_episodes: int, n_tasks: int):
-        self.episodes: dict[int, list[tuple[float, int, bool | None]]] = {}
-        # An environment that draws its tasks plays on until each has its episodes; others have a number of their own
+        self.episodes: list[list[tuple[float, int, bool | None]]] = [[] for _ in range(n_tasks)]
+        self.n_episodes, self.n_played, self.tasks = n_episodes, 0, tasks
         self.drawn = env.has_attr("draws_tasks")
-        if self.drawn:
-            self.left = np.full(n_tasks, n_episodes)
-        else:
-            self.left = np.zeros(env.num_envs, int)
-            for task in np.unique(tasks):
-                mine = np.flatnonzero(tasks == task)
-                self.left[mine] = (n_episodes + np.arange(len(mine))) // len(mine)
+        self.left = np.zeros(env.num_envs, int)
+        for task in np.unique(tasks):
+            mine = np.flatnonzero(tasks == task)
+            self.left[mine] = (n_episodes + np.arange(len(mine))) // len(mine)
 
-    def wants_more(self) -> bool:
-        return bool((self.left > 0).any())
+    def wants_more(self, tasks: np.ndarray) -> bool:
+        # An environment that does not say so shows it by its next task
+        self.drawn = self.drawn or bool((tasks != self.tasks).any())
+        if not self.drawn:
+            return bool((self.left > 0).any())
+        hopeless = self.n_played >= _PATIENCE * len(self.episodes)
+        return any(len(found) < self.n_episodes and not (hopeless and not found) for found in self.episodes)
 
     def add(self, env: int, task: int, episode: tuple[float, int, bool | None]) -> None:
-        place = task if self.drawn else env
-        if self.left[place] > 0:
-            self.left[place] -= 1
-            self.episodes.setdefault(task, []).append(episode)
+        self.n_played += 1
+        self.left[env] -= 1
+        if (len(self.episodes[task]) < self.n_episodes) if self.drawn else (self.left[env] >= 0):
+            self.episodes[task].append(episode)
 
     def scores(self, names: list[str], bounds: Mapping[str, tuple[float, float]] | None) -> TaskScores:
-        columns = {names[task]: list(zip(*episodes, strict=True)) for task, episodes in sorted(self.episodes.items())}
+        columns = {name: list(zip(*played, strict=True)) for name, played in zip(names, self.episodes, strict=True) if played}
         successes = {name: np.array(c[2], float) for name, c in columns.items() if all(x is not None for x in c[2])}
         returns, lengths = ({name: np.array(c[i]) for name, c in columns.items()} for i in (0, 1))
         return TaskScores(returns, lengths, successes, bounds)

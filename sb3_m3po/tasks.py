@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from gymnasium.spaces.utils import flatdim
 
 from sb3_m3po.discount import gamma_for
 
@@ -33,13 +35,13 @@ class TaskSpec:
     time_limit: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise ValueError("A task needs a name: it is what its results are logged under")
+        if not (self.name and isinstance(self.name, str)):
+            raise ValueError(f"A task needs a name, not {self.name!r}: a text, under which its results are logged")
         for name in ("observation_dim", "action_dim"):
             if (size := getattr(self, name)) is not None and size < 1:
                 raise ValueError(f"{name}={size} of task {self.name!r} must be at least 1")
-        if self.gamma is not None and not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma={self.gamma} of task {self.name!r} must lie between 0 and 1")
+        if self.gamma is not None and not (isinstance(self.gamma, Real) and 0 <= self.gamma <= 1):
+            raise ValueError(f"gamma={self.gamma!r} of task {self.name!r} must lie between 0 and 1; None for the model's")
 
 
 class TaskTable(Sequence[TaskSpec]):
@@ -55,7 +57,7 @@ class TaskTable(Sequence[TaskSpec]):
         if not self.specs:
             raise ValueError("A task table needs at least one task")
         if twice := sorted({name for name in self.names if self.names.count(name) > 1}):
-            raise ValueError(f"Task names {twice} occur more than once: give each task a name of its own")
+            raise ValueError(f"Task names {twice} occur more than once: give each a name of its own, Task(..., name='...')")
 
     @classmethod
     def anonymous(cls, n_tasks: int) -> "TaskTable":
@@ -109,7 +111,9 @@ class TaskTable(Sequence[TaskSpec]):
             if spec.name not in self.names:
                 new.append(spec)
             elif spec != (known := self.specs[self.id_of(spec.name)]):
-                raise ValueError(f"Task {spec.name!r} is in the table as {known}, not as {spec}: give it another name")
+                raise ValueError(
+                    f"Task {spec.name!r} is in the table as {known}, not as {spec}: make it the same, or give it another name"
+                )
         return TaskTable([*self.specs, *new])
 
     def extends(self, other: "TaskTable") -> bool:
@@ -210,6 +214,8 @@ def find_tasks(observation_space: spaces.Space, task_key: str | None, n_tasks: i
     :raises ValueError: if what is asked for isn't there
     """
     if n_tasks is not None:
+        if not isinstance(n_tasks, Integral):
+            raise ValueError(f"n_tasks={n_tasks!r} must be a whole number (an int)")
         if not (isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1):
             raise ValueError(
                 f"n_tasks={n_tasks} is for vectors that end in a one-hot of the task, not for {observation_space}"
@@ -261,25 +267,56 @@ def reader_for(space: spaces.Space, task_key: str = "task", model: Any = None) -
     return known if known.key is None else TaskReader(find_table(space, known.key), known.key)
 
 
-def ids_in_model(reader: TaskReader, space: spaces.Space) -> np.ndarray:
+class ModelView:
     """
-    Environments of some of a model's tasks, or in another order, count them in their own way.
+    Observations as a model expects them, where environments of some of its tasks, or in another order, count and pad them in
+    their own way: with the model's ids, of its widths.
 
     :param reader: Tells the tasks of the environments
-    :param space: Of the model's observations
-    :return: By the environments' id of a task, the model's
-    :raises ValueError: for a task that the model does not know
+    :param space: Of their observations
+    :param model_space: Of the model's
+    :raises ValueError: for a task that the model does not know, or what can't be padded to its widths
     """
-    ids, table = np.arange(len(reader.table)), reader.table
-    parts = space.spaces if isinstance(space, spaces.Dict) else {}
-    if not isinstance(own := parts.get(reader.key or ""), TaskSpace) or table == TaskTable.anonymous(len(table)):
-        return ids
-    if unknown := [name for name in table.names if name not in own.table.names]:
-        raise ValueError(
-            f"The model does not know the tasks {', '.join(unknown)}, only {', '.join(own.table.names)}: add_tasks() takes "
-            "new ones in"
-        )
-    return np.array([own.table.id_of(name) for name in table.names])
+
+    def __init__(self, reader: TaskReader, space: spaces.Space, model_space: spaces.Space):
+        self.key, self.ids = reader.key, np.arange(len(reader.table))
+        #: Zeros behind what stands under a key; nothing is known of other spaces than those with a table
+        self.padding: dict[str, int] = {}
+        theirs, mine = ({} if not isinstance(s, spaces.Dict) else s.spaces for s in (space, model_space))
+        known, table = mine.get(reader.key or ""), reader.table
+        if not isinstance(known, TaskSpace) or table == TaskTable.anonymous(len(table)):
+            return
+        if unknown := [name for name in table.names if name not in known.table.names]:
+            raise ValueError(
+                f"The model does not know the tasks {', '.join(unknown)}, only {', '.join(known.table.names)}: add_tasks() "
+                "takes new ones in"
+            )
+        self.ids = np.array([known.table.id_of(name) for name in table.names])
+        for key in mine.keys() - {reader.key}:
+            self.padding[key] = flatdim(mine[key]) - flatdim(theirs[key]) if key in theirs else -1
+            if self.padding[key] < 0:
+                raise ValueError(
+                    f"The environments' {key!r} ({theirs.get(key, 'missing')}) is not the model's ({mine[key]}): make them by "
+                    "make_multitask_vec_env(tasks, like=model)"
+                )
+
+    @property
+    def pads(self) -> bool:
+        """:return: Whether the environments are narrower than the model"""
+        return any(self.padding.values())
+
+    def __call__(self, observations: Any) -> Any:
+        """
+        :param observations: Of the environments, one row each
+        :return: The same for the model
+        """
+        if self.key is None:
+            return observations
+        seen = {key: observations[key] for key in self.padding or observations}
+        for key, width in self.padding.items():
+            if width:
+                seen[key] = np.pad(seen[key], ((0, 0), (0, width)))
+        return {**seen, self.key: self.ids[observations[self.key]]}
 
 
 def _reader(table: TaskTable, key: str | None) -> TaskReader | None:

@@ -89,6 +89,18 @@ def test_each_task_has_its_own(tmp_path: Path) -> None:
     assert M3PO("MultiInputPolicy", env, gamma=0.8).policy.gammas.tolist() == pytest.approx(fixed)
 
 
+def test_tasks_without_a_table_have_the_environments_time_limit() -> None:
+    class Told(gym.ObservationWrapper):
+        def __init__(self, env: gym.Env) -> None:
+            super().__init__(env)
+            self.observation_space = gym.spaces.Dict({"x": env.observation_space, "task": gym.spaces.Discrete(2)})
+
+        def observation(self, observation: Any) -> Any:
+            return {"x": observation, "task": 1}
+
+    assert M3PO("MultiInputPolicy", Told(limited(200))).policy.gammas.tolist() == pytest.approx([0.975] * 2)
+
+
 def test_a_number_stands_and_is_loaded(tmp_path: Path) -> None:
     assert M3PO("MlpPolicy", "Pendulum-v1", gamma=0.9).gamma == 0.9
     M3PO("MlpPolicy", "Pendulum-v1", gamma="auto").save(tmp_path / "model")

@@ -171,6 +171,18 @@ def test_actions_are_stretched_to_each_tasks_own_bounds() -> None:
     assert all(echo.action_space.contains(a) for echo in echoes(env) for a in echo.received)
 
 
+def test_whole_numbers_are_reached_evenly() -> None:
+    whole = Task(Echo, "whole", env_kwargs=dict(action_space=spaces.Box(0, 3, (1,), np.int64)))
+    wide = Task(Echo, "wide", env_kwargs=dict(action_space=spaces.Box(-3e38, 3e38, (1,), np.float32)))
+    env = make_multitask_vec_env([whole, wide])
+    env.reset()
+    for action in (-1.0, -0.5, 0.1, 0.5, 1.0):
+        env.step(np.array([[action]] * 2, np.float32))
+    whole_numbers, wide_numbers = (np.ravel(echo.received) for echo in echoes(env))
+    assert whole_numbers.tolist() == [0, 1, 2, 2, 3] and whole_numbers.dtype == np.int64
+    np.testing.assert_allclose(wide_numbers, np.array([-3e38, -1.5e38, 3e37, 1.5e38, 3e38]), rtol=1e-6)
+
+
 def test_an_action_that_a_task_does_not_have_becomes_one_that_it_has() -> None:
     env = make_multitask_vec_env([FEW, MANY])
     env.reset()
@@ -486,6 +498,8 @@ def test_a_worker_that_dies_is_named_and_nothing_is_lost(fails: str, tmp_path: A
     model = tiny_model(VecNormalize(env, norm_reward=False, norm_obs_keys=["observation"]), "MultiInputPolicy")
     with pytest.raises(RuntimeError, match=r"environment 1 \(task 'broken'\) died"):
         model.learn(1_000)
+    # It would wait for an answer
+    model.get_env().close()  # type: ignore[union-attr]
     model.save(tmp_path / "saved")
     mended = make_multitask_vec_env([SMALL, Task(Echo, "broken")])
     model.set_env(VecNormalize(mended, norm_reward=False, norm_obs_keys=["observation"]))
@@ -515,10 +529,9 @@ def test_a_worker_of_gymnasium_that_dies_is_named() -> None:
     model = tiny_model(VectorEnvAdapter(made), "MlpPolicy")
     with pytest.raises(RuntimeError, match=r"The process of environment 0.* died"):
         model.learn(16)
-    # Its close() would wait for an answer
-    made.closed = True
-    for process in made.processes:
-        process.kill()
+    # It would wait for an answer
+    made.close()
+    assert not any(process.is_alive() for process in made.processes)
 
 
 @pytest.mark.parametrize("error", [EOFError, ConnectionResetError])
@@ -613,6 +626,46 @@ def test_adapter_passes_attributes_methods_and_pictures() -> None:
     assert len(env.env_method("get_wrapper_attr", "g", indices=0)) == 1
     assert env.env_is_wrapped(Monitor) == [True, True] and env.env_is_wrapped(TaskWrapper) == [False, False]
     assert [picture.shape for picture in env.get_images() if picture is not None] == [(500, 500, 3)] * 2
+    env.close()
+
+
+def test_adapter_passes_gymnasium_s_statistics() -> None:
+    env = VectorEnvAdapter(gym.wrappers.vector.RecordEpisodeStatistics(vector(AutoresetMode.SAME_STEP)))
+    env.reset()
+    counted: list[list[int]] = [[], []]
+    for _ in range(8):
+        _, _, _, infos = env.step(np.ones((2, 1), np.float32))
+        for i, info in enumerate(infos):
+            counted[i] += [int(info["episode"]["l"])] if "episode" in info else []
+    assert counted == [[3, 3], [4, 4]]
+
+
+def test_adapter_has_one_dict_of_options() -> None:
+    env = VectorEnvAdapter(vector(AutoresetMode.SAME_STEP))
+    env.set_options({"a": 1})
+    env.reset()
+    env.set_options([{"a": 1}, {"a": 2}])
+    with pytest.raises(ValueError, match=r"one dict of options for all environments, not .*'a': 2"):
+        env.reset()
+
+
+class Told(Echo):
+    """Says its task, and that there are two."""
+
+    def __init__(self, task: int):
+        super().__init__()
+        self.task, self.observation_space = task, spaces.Dict({"x": ONE, "task": spaces.Discrete(2)})
+
+    def _observe(self) -> Any:
+        return {"x": np.zeros(1, np.float32), "task": self.task}
+
+
+def test_evaluation_leaves_processes_alive() -> None:
+    makers = [lambda: Told(0), lambda: Told(1)]
+    env = VectorEnvAdapter(AsyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP))
+    model = tiny_model(env, "MultiInputPolicy")
+    assert {name: len(found) for name, found in evaluate_per_task(model, env, 2).returns.items()} == {"task0": 2, "task1": 2}
+    model.learn(32)
     env.close()
 
 

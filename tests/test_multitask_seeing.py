@@ -1,5 +1,6 @@
 """What one sees of several tasks: scores, callbacks, logs and pictures."""
 
+import copy
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,81 @@ def test_an_environment_that_draws_its_tasks_plays_all_of_them() -> None:
     assert scores.lengths["short"].tolist() == [2, 2, 2]
 
 
+class Drawing(gym.Env):
+    """Plays tasks in turn, ``order`` over and over, of which ``n_tasks`` are in the table; it does not say that it draws."""
+
+    def __init__(self, order: list[int], n_tasks: int):
+        self.observation_space = spaces.Dict({"observation": VECTOR, "task": spaces.Discrete(n_tasks)})
+        self.action_space = spaces.Box(-1.0, 1.0, (1,))
+        self.order, self.episode = order, -1
+
+    def _observe(self) -> Any:
+        return {"observation": np.zeros(2, np.float32), "task": self.order[self.episode % len(self.order)]}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self.episode += 1
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self._observe(), 1.0 + self.order[self.episode % len(self.order)], True, False, {}
+
+
+def test_an_environment_that_draws_its_tasks_unasked_is_found_out() -> None:
+    env = Drawing([0, 2, 2, 2, 1, 1], 3)
+    scores = evaluate_per_task(Still(DummyVecEnv([lambda: env])), env, n_eval_episodes=4)
+    assert {name: found.tolist() for name, found in scores.returns.items()} == {
+        "task0": [1.0] * 4,
+        "task1": [2.0] * 4,
+        "task2": [3.0] * 4,
+    }
+    assert scores.iqm == 2.0
+
+
+def test_a_task_that_never_comes_up_is_given_up() -> None:
+    env = Drawing([0, 2], 3)
+    assert dict(evaluate_per_task(Still(DummyVecEnv([lambda: env])), env, n_eval_episodes=2)) == {"task0": 1.0, "task2": 3.0}
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_environments_may_be_narrower_than_the_model(masks: bool) -> None:
+    tasks = ["Pendulum-v1", "MountainCarContinuous-v0", "InvertedPendulum-v5"]
+    model = tiny_model(make_multitask_vec_env(tasks, expose_masks=masks), "MultiInputPolicy")
+    own, padded = (make_multitask_vec_env(tasks[1], seed=0, expose_masks=masks, like=like) for like in (None, model))
+    scores = evaluate_per_task(model, own, 1)
+    assert list(scores) == ["MountainCarContinuous-v0"] and dict(scores) == dict(evaluate_per_task(model, padded, 1))
+    normalised = VecNormalize(make_multitask_vec_env(tasks[1], expose_masks=masks), norm_obs_keys=["observation"])
+    with pytest.raises(ValueError, match=r"VecNormalize's statistics are as wide as the model: make_multitask.*like=model"):
+        evaluate_per_task(model, normalised, 1)
+
+
+def test_what_a_model_has_no_room_for_is_named() -> None:
+    model = Named(make_multitask_vec_env(["Pendulum-v1", "CartPole-v1"][:1]))
+    wide = make_multitask_vec_env("Pendulum-v1", observation_dim=5)
+    with pytest.raises(
+        ValueError, match=r"'observation' \(Box.*5.*\) is not the model's \(Box.*3.*\): make them by .*like=model"
+    ):
+        evaluate_per_task(model, wide, 1)
+    masked = Named(make_multitask_vec_env("Pendulum-v1", expose_masks=True))
+    with pytest.raises(ValueError, match=r"_mask' \(missing\) is not the model's"):
+        evaluate_per_task(masked, make_multitask_vec_env("Pendulum-v1"), 1)
+    # The other way round nothing is missing
+    assert len(evaluate_per_task(model, make_multitask_vec_env("Pendulum-v1", expose_masks=True), 1)) == 1
+
+
+def test_training_goes_on_after_an_evaluation_on_its_environments() -> None:
+    env = make_multitask_vec_env(TWO)
+    model = tiny_model(env, "MultiInputPolicy").learn(64)
+    evaluate_per_task(model, env, 1)
+    model.learn(64, reset_num_timesteps=False)
+    memory = model.replay_buffer
+    # An observation of these tasks is zeros: what tells episodes apart are their rewards, (score + episode) / length
+    sequences = memory.sample(500, 2, np.random.default_rng(0))
+    ongoing = (sequences.terminated[0] + sequences.truncated[0]) == 0
+    np.testing.assert_allclose(sequences.rewards[0, ongoing], sequences.rewards[1, ongoing], rtol=1e-5)
+    with pytest.raises(ValueError, match=r"eval_env is the training environment.*make another"):
+        model.learn(64, callback=TaskEvalCallback(env, verbose=0))
+
+
 def test_tasks_that_are_not_in_the_env_have_no_score() -> None:
     both = make_multitask_vec_env(TWO)
     env = make_multitask_vec_env(TWO[1], like=both)
@@ -147,6 +223,13 @@ def test_what_tasks_are_compared_by() -> None:
     assert [scores.are_comparable for scores in (scores_of(), bounded, scores_of(some), scores_of(every))] == [0, 1, 0, 1]
     with pytest.raises(ValueError, match="missing for b"):
         _ = scores_of(bounds={"a": (0, 1)}).scores
+    with pytest.raises(
+        ValueError, match=r"bounds\['b'\]=\(3, 3\) leave nothing between 0 and 1: give \(return that counts as 0"
+    ):
+        evaluate_per_task(None, make_multitask_vec_env([known("a"), known("b")]), bounds={"a": (0, 1), "b": (3, 3)})
+    model = tiny_model(make_multitask_vec_env(TWO), "MultiInputPolicy")
+    with pytest.raises(ValueError, match="bounds are missing for long"):
+        model.learn(16, callback=TaskEvalCallback(make_multitask_vec_env(TWO), bounds={"short": (0, 1)}))
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.8, 0.9])
@@ -286,7 +369,7 @@ def test_the_best_model_is_that_of_the_best_iqm(tmp_path: Any, monkeypatch: pyte
     )
     monkeypatch.setattr("sb3_m3po.callbacks.evaluate_per_task", lambda *args, **kwargs: next(results))
     env = make_multitask_vec_env(TWO)
-    model = tiny_model(env, "MultiInputPolicy")
+    model = tiny_model(make_multitask_vec_env(TWO), "MultiInputPolicy")
     callback = TaskEvalCallback(env, eval_freq=16, best_model_save_path=str(tmp_path), verbose=0, warn=False)
     model.learn(128, callback=callback)
     assert callback.best_mean_reward == 0.5
@@ -299,7 +382,7 @@ def test_among_equal_iqms_the_mean_decides(tmp_path: Any, monkeypatch: pytest.Mo
     results = iter(TaskScores({n: np.array([x]) for n, x in zip("abcd", row, strict=True)}, {}) for row in found)
     monkeypatch.setattr("sb3_m3po.callbacks.evaluate_per_task", lambda *args, **kwargs: next(results))
     env = make_multitask_vec_env(TWO)
-    model = tiny_model(env, "MultiInputPolicy")
+    model = tiny_model(make_multitask_vec_env(TWO), "MultiInputPolicy")
     monkeypatch.setattr(TaskEvalCallback, "_log", lambda self, scores: None)
     with pytest.warns(UserWarning, match="unlike rewards: give bounds"):
         model.learn(128, callback=TaskEvalCallback(env, eval_freq=16, best_model_save_path=str(tmp_path), verbose=0))
@@ -350,7 +433,9 @@ def test_a_model_knows_where_its_tasks_are_told(tail: bool) -> None:
     options: Any = {"n_tasks": 2} if tail else {"task_key": "which"}
     model = tiny_model(env, "MlpPolicy" if tail else "MultiInputPolicy", **options)
     log = watched(model)
-    model.learn(64, callback=[TaskEvalCallback(env, eval_freq=16, n_eval_episodes=2, verbose=0), TaskStatsCallback()])
+    model.learn(
+        64, callback=[TaskEvalCallback(copy.deepcopy(env), eval_freq=16, n_eval_episodes=2, verbose=0), TaskStatsCallback()]
+    )
     assert log.latest("eval/task1/mean_reward") > 10 + log.latest("eval/task0/mean_reward") - 5
 
 
@@ -363,7 +448,7 @@ def test_callbacks_of_the_evaluation_are_called() -> None:
             return True
 
     env, after = make_multitask_vec_env(TWO), Count()
-    model = tiny_model(env, "MultiInputPolicy")
+    model = tiny_model(make_multitask_vec_env(TWO), "MultiInputPolicy")
     model.learn(128, callback=TaskEvalCallback(env, None, after, 1, eval_freq=32, verbose=0, warn=False))
     assert after.calls == 2
     # The first IQM of two episodes is (11 - 99) / 2: the training ends there

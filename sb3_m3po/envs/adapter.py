@@ -61,8 +61,9 @@ class VectorEnvAdapter(VecEnv):
     def _with_task(self, space: spaces.Space, names: list[str]) -> spaces.Dict:
         if not isinstance(space, spaces.Box) or len(space.shape) != 1 or space.shape[0] <= self._tail:
             raise ValueError(f"n_tasks={self._tail} is for vectors that end in a one-hot of the task, not {space}")
-        own = spaces.Box(space.low[: space.shape[0] - self._tail], space.high[: space.shape[0] - self._tail], dtype=np.float32)
-        size, actions = own.shape[0], action_dim(self.venv.single_action_space)
+        size, actions = space.shape[0] - self._tail, action_dim(self.venv.single_action_space)
+        # Without bounds, as those of make_multitask_vec_env: later tasks need not have the same
+        own = spaces.Box(-np.inf, np.inf, (size,), np.float32)
         return spaces.Dict(
             {"observation": own, "task": TaskSpace(TaskTable([TaskSpec(name, size, actions) for name in names]))}
         )
@@ -79,7 +80,14 @@ class VectorEnvAdapter(VecEnv):
         return {"observation": own, "task": obs[..., -self._tail :].argmax(-1)}
 
     def reset(self) -> Any:
-        """:return: Observations, one row for each environment"""
+        """
+        :return: Observations, one row for each environment
+        :raises ValueError: for options that are not the same for all environments, which Gymnasium has no place for
+        """
+        if any(options != self._options[0] for options in self._options):
+            raise ValueError(
+                f"A vector environment is reset with one dict of options for all environments, not {self._options}"
+            )
         seeds = None if all(seed is None for seed in self._seeds) else list(self._seeds)
         obs, infos = self.venv.reset(seed=seeds, options=self._options[0] or None)  # type: ignore[arg-type]
         self.reset_infos = _unbatched(infos, self.num_envs)
@@ -107,7 +115,9 @@ class VectorEnvAdapter(VecEnv):
         for i in np.flatnonzero(dones).tolist():
             last = final[i] if final is not None else infos[i].pop("final_obs")
             if self._mode is AutoresetMode.SAME_STEP:
-                self.reset_infos[i], infos[i] = infos[i], infos[i].pop("final_info", {})
+                # What Gymnasium's RecordEpisodeStatistics adds stands outside of the final info
+                ended = {key: infos[i].pop(key) for key in ("episode",) if key in infos[i]}
+                self.reset_infos[i], infos[i] = infos[i], {**ended, **infos[i].pop("final_info", {})}
             infos[i]["terminal_observation"] = self._convert(last, i)
         for i, info in enumerate(infos):
             info["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
@@ -133,6 +143,14 @@ class VectorEnvAdapter(VecEnv):
         """:return: A picture of each environment"""
         return self.venv.render() or [None] * self.num_envs  # type: ignore[return-value]
 
+    def has_attr(self, attr_name: str) -> bool:
+        """
+        :param attr_name: Of the environments
+        :return: Whether they have it; of processes only what is known without asking them
+        """
+        # A process of Gymnasium's does not survive the question for what it has not
+        return attr_name in ("render_mode", TIME_LIMIT) if self.processes else super().has_attr(attr_name)
+
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         """
         :param attr_name: Of the environments
@@ -143,7 +161,6 @@ class VectorEnvAdapter(VecEnv):
         if attr_name == "render_mode":
             return [self.venv.render_mode for _ in self._get_indices(indices)]
         if attr_name == TIME_LIMIT and (self.venv.spec is not None or self.processes):
-            # A process does not survive the question for what it has not
             limit = None if self.venv.spec is None else self.venv.spec.max_episode_steps
             return [limit for _ in self._get_indices(indices)]
         if not hasattr(self.venv, "get_attr"):

@@ -166,9 +166,10 @@ class TaskWrapper(gym.Wrapper):
     Give an environment the observations and actions that all tasks share.
 
     Observations become flat, are padded with zeros and say their task. Box actions in [-1, 1] are stretched to the task's own
-    bounds, those behind its own dimensions are ignored. A Discrete action that the task does not have, which an algorithm that
-    knows of no masks may choose, is taken modulo the number of its actions. At an episode's end ``info["task"]`` is the task's
-    name, and ``info["is_success"]`` says whether ``info["success"]`` was ever 1 in it, where there is one (Meta-World).
+    bounds (and rounded, where they are whole numbers), those behind its own dimensions are ignored. A Discrete action that the
+    task does not have, which an algorithm that knows of no masks may choose, is taken modulo the number of its actions. At an
+    episode's end ``info["task"]`` is the task's name, and ``info["is_success"]`` says whether ``info["success"]`` was ever 1,
+    where there is one (Meta-World).
 
     :param env: The environment to wrap
     :param shared: What all tasks share
@@ -241,8 +242,10 @@ class TaskWrapper(gym.Wrapper):
         space = self._own_actions
         if isinstance(space, spaces.Box):
             unit = np.clip(np.asarray(action, np.float64)[: self.spec_of_task.action_dim].reshape(space.shape), -1, 1)
+            low, high = space.low.astype(np.float64), space.high.astype(np.float64)
             # Near the bounds rounding may end outside of them
-            return np.clip(space.low + 0.5 * (unit + 1) * (space.high - space.low), space.low, space.high).astype(space.dtype)
+            own = np.clip(low + 0.5 * (unit + 1) * (high - low), low, high)
+            return (np.rint(own) if np.issubdtype(space.dtype, np.integer) else own).astype(space.dtype)
         return space.start + int(action) % space.n if isinstance(space, spaces.Discrete) else action
 
     def _failure(self, where: str, error: Exception) -> RuntimeError:

@@ -43,10 +43,10 @@ class Task:
         that returns an environment
     :param name: Under which it is logged; by default what stands behind the last ``/`` of the id. The tasks of a suite have
         their own
-    :param gamma: Its discount factor; ``None`` for the model's
+    :param gamma: Its discount factor; ``None`` for the model's, which by default is that of the task's time limit
     :param env_kwargs: Keyword arguments to pass to the environment or the callable
     :param action_repeat: Frames for which each action is applied, see :class:`~sb3_m3po.envs.ActionRepeat`
-    :raises ValueError: if that is no whole number of at least 1, or there is nothing that makes an environment
+    :raises ValueError: if that is no whole number of at least 1, the name is no text, or nothing makes an environment
     """
 
     env: str | Callable[..., gym.Env]
@@ -58,6 +58,8 @@ class Task:
     def __post_init__(self) -> None:
         if not (isinstance(self.env, str) or callable(self.env)):
             _refuse(self.env)
+        if self.name is not None and not isinstance(self.name, str):
+            raise ValueError(f"name={self.name!r} of a task must be a text")
         check_count("action_repeat", self.action_repeat, f"the frames for each action of task {str(self)!r}")
 
     def __str__(self) -> str:
