@@ -106,7 +106,7 @@ class M3PO(OnPolicyAlgorithm):
         batch_size: int = 128,
         utd_ratio: float = 1.0,
         sync_interval: int = 128,
-        gamma: float | str = DEFAULT_GAMMA,
+        gamma: float | str = "auto",
         gae_lambda: float = 0.95,
         n_step_returns: int = 3,
         horizon: int = 3,
