@@ -49,10 +49,15 @@ def known_gamma(gamma: float | str, env: VecEnv | None, tasks: Any) -> float | s
     :param env: Environments, if there are any
     :param tasks: What tells their tasks apart, ``None`` for a single one
     :return: The discount factor; ``"auto"`` stays where each task has a time limit of its own
+    :raises ValueError: for ``"auto"`` without environments or tasks that would tell the time limit
     """
     if gamma != "auto" or (tasks is not None and any(spec.time_limit for spec in tasks.table)):
         return gamma
-    return gamma_for(None if env is None else common_time_limit(env))
+    if env is None:
+        raise ValueError(
+            "gamma='auto' follows from the environments' time limit: give them, load(path, env=env, gamma='auto')"
+        )
+    return gamma_for(common_time_limit(env))
 
 
 def _as_limit(value: Any) -> int | None:

@@ -73,7 +73,9 @@ class PlannerConfig:
                     f"planner_kwargs[{name!r}]={getattr(self, name)!r} must be a whole number (an int) of at least 1"
                 )
         if not 1 <= self.n_effective <= self.n_samples:
-            raise ValueError(f"planner_kwargs['n_effective']={self.n_effective} must lie between 1 and {self.n_samples}")
+            raise ValueError(
+                f"planner_kwargs['n_effective']={self.n_effective} must lie between 1 and n_samples={self.n_samples}: set it"
+            )
         if not self.min_std > 0:
             raise ValueError(f"planner_kwargs['min_std']={self.min_std} must be positive")
 

@@ -55,6 +55,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
     :param features_extractor_kwargs: Its keyword arguments
     :param share_features_extractor: Must be True: one latent serves policy, model and critics
     :param normalize_images: Whether to divide images by 255
+    :param normalize_observations: Whether to normalise vectors by running statistics, before the features extractor
     :param optimizer_class: Optimizer, AdamW by default, with a weight decay of 1e-4
     :param optimizer_kwargs: Its keyword arguments, without the learning rate
     :param latent_dim: Width of the latent, a multiple of 8
@@ -93,6 +94,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         features_extractor_kwargs: dict[str, Any] | None = None,
         share_features_extractor: bool = True,
         normalize_images: bool = True,
+        normalize_observations: bool = True,
         optimizer_class: type[th.optim.Optimizer] = FusedAdamW,
         optimizer_kwargs: dict[str, Any] | None = None,
         latent_dim: int = 128,
@@ -113,7 +115,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         self.sizes = Sizes(latent_dim=latent_dim, n_critics=n_critics, task_embedding_dim=task_embedding_dim)
         self.sizes.encoder_arch = self.sizes.encoder_arch if encoder_arch is None else list(encoder_arch)
         self.sizes.model_arch = self.sizes.model_arch if model_arch is None else list(model_arch)
-        self.task_key, self.n_tasks = task_key, n_tasks
+        self.task_key, self.n_tasks, self.normalize_observations = task_key, n_tasks, normalize_observations
         #: Tells the tasks of observations; ``None`` for a single task
         self.tasks = find_tasks(observation_space, task_key, n_tasks)
         if pessimism is None:
@@ -162,7 +164,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         if isinstance(self.action_space, spaces.Box):
             self._squash_output = True
             self.action_dist = SquashedGaussian(codec.input_dim)
-        vectors = self._normalized_spaces()
+        vectors = self._normalized_spaces() if self.normalize_observations else {}
         self.norms = nn.ModuleDict({key: RunningNorm(part.shape, n_tasks=n_tasks) for key, part in vectors.items()})
         self.world_model = WorldModel(self.features_dim, codec, self.sizes, self.activation_fn, n_tasks)
         self.bar = copy.deepcopy(self.world_model).requires_grad_(False).eval()
@@ -188,8 +190,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
 
     def _normalized_spaces(self) -> dict[str, spaces.Box]:
         """Vectors and other Boxes that are no images."""
-        space = self.seen_space
-        parts = space.spaces if isinstance(space, spaces.Dict) else {_PLAIN: space}
+        parts = self.seen_space.spaces if isinstance(self.seen_space, spaces.Dict) else {_PLAIN: self.seen_space}
         return {
             key: part
             for key, part in parts.items()
@@ -209,6 +210,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
             features_extractor_kwargs=self.features_extractor_kwargs,
             share_features_extractor=self.share_features_extractor,
             normalize_images=self.normalize_images,
+            normalize_observations=self.normalize_observations,
             optimizer_class=self.optimizer_class,
             optimizer_kwargs=self.optimizer_kwargs,
             latent_dim=sizes.latent_dim,

@@ -4,18 +4,23 @@ M3PO in rl-zoo3: its registration, the default settings file, the search space o
 Nothing of rl-zoo3 or Optuna is imported before it is asked for.
 """
 
+import contextlib
 import difflib
 import functools
+import importlib
 import inspect
 import runpy
 import sys
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from gymnasium.error import Error as GymnasiumError
 from stable_baselines3.common.utils import LinearSchedule
 
+from sb3_m3po.envs.suites import REGISTERED_BY
 from sb3_m3po.m3po import M3PO
 
 #: What rl-zoo3 itself reads in a settings file, beside the algorithm's arguments
@@ -32,6 +37,8 @@ SCRIPTS = {
     **{name: f"rl_zoo3.plots.{name}" for name in ("plot_train", "all_plots", "plot_from_file")},
 }
 _USAGE = f"usage: m3po-zoo {{{','.join(SCRIPTS)}}} [options of the script; --help lists them]"
+#: Whose messages are meant for users
+_OURS = {"sb3_m3po", "stable_baselines3", "sb3_contrib", "rl_zoo3", "gymnasium", "optuna"}
 #: These take several algorithms, or none
 _WITHOUT_ALGO = ("benchmark", "all_plots", "plot_from_file")
 
@@ -69,7 +76,8 @@ def register() -> None:
     hyperparams_opt.HYPERPARAMS_SAMPLER["m3po"] = sample_m3po_params
     hyperparams_opt.HYPERPARAMS_CONVERTER["m3po"] = convert_m3po_params
     manager: Any = exp_manager.ExperimentManager
-    if not hasattr(manager.read_hyperparameters, "__wrapped__"):
+    if not hasattr(manager, "_knows_m3po"):
+        manager._knows_m3po = True
         manager.read_hyperparameters = _reading_our_settings(manager.read_hyperparameters)
         manager._preprocess_schedules = staticmethod(_keeping_schedules(manager._preprocess_schedules))
         manager.hyperparameters_optimization = _searching_by_grpc(manager.hyperparameters_optimization)
@@ -83,14 +91,44 @@ def _reading_our_settings(read: Any) -> Any:
     def read_hyperparameters(manager: Any) -> Any:
         if manager.algo != "m3po":
             return read(manager)
-        config = str(manager.config)
-        if config.endswith("hyperparams/m3po.yml") and not Path(config).exists():
+        if manager.args.conf_file is None:
             manager.config = str(settings_file())
-        hyperparams, saved = read(manager)
+        if manager.trial_id is not None:
+            manager.trial_id = _TrialId(manager.trial_id)
+        try:
+            hyperparams, saved = read(manager)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _bad_entry(error, manager) from error
         check_settings(hyperparams, manager.config)
+        if "n_timesteps" not in hyperparams and manager.n_timesteps <= 0:
+            raise ValueError(f"The entry in {manager.config} has no n_timesteps: add it, or give -n")
+        if hyperparams.get("gamma") == "auto":
+            # The default; rl-zoo3 would hand it on to VecNormalize, which needs a number
+            del hyperparams["gamma"]
         return hyperparams, saved
 
     return read_hyperparameters
+
+
+class _TrialId(int):
+    """The number of a trial; rl-zoo3 takes trial 0 for none."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+def _bad_entry(error: Exception, manager: Any) -> Exception:
+    """:return: A sentence where rl-zoo3 stumbles over a settings file, any other error as it is"""
+    if error.args == ("atari",):
+        return ValueError(
+            f"{manager.config} has no entry for {manager.env_name.gym_id}, and none named 'atari': write one into a file of "
+            "your own (-conf), with CnnPolicy, the env_wrapper, frame_stack and a buffer_size that fits into your memory"
+        )
+    if "NoneType" in str(error):
+        return ValueError(
+            f"The entry for {manager.env_name.gym_id} in {manager.config} is empty: it needs n_timesteps and policy"
+        )
+    return error
 
 
 def _keeping_schedules(preprocess: Any) -> Any:
@@ -115,8 +153,11 @@ def _searching_by_grpc(search: Any) -> Any:
 
 def _loading_by_grpc(load: Any) -> Any:
     @functools.wraps(load)
-    def load_trial(manager: Any, storage: Any, *args: Any, **kwargs: Any) -> Any:
-        return load(manager, _opened(storage), *args, **kwargs)
+    def load_trial(manager: Any, storage: Any, study_name: str, trial_id: int | None = None, **kwargs: Any) -> Any:
+        try:
+            return load(manager, _opened(storage), study_name, trial_id, **kwargs)
+        except (KeyError, IndexError) as error:
+            raise ValueError(f"There is no trial {trial_id} of --study-name {study_name} in --storage {storage}") from error
 
     return load_trial
 
@@ -247,18 +288,35 @@ def main() -> None:
     if name not in _WITHOUT_ALGO and not any(x == "--algo" or x.startswith(("--algo=", "-a")) for x in arguments):
         arguments = ["--algo", "m3po", *arguments]
     try:
+        _register_environments(arguments)
         register()
         sys.argv = [f"m3po-zoo {name}", *arguments]
         runpy.run_module(SCRIPTS[name], run_name="__main__")
     except Exception as error:
-        if not _is_no_bug(error):
+        if not (sentence := _sentence(error)):
             raise
-        sys.exit(f"m3po-zoo {name}: {error}")
+        sys.exit(f"m3po-zoo {name}: {sentence}")
 
 
-def _is_no_bug(error: Exception) -> bool:
-    """:return: Whether it is about what was asked for, and its message says enough"""
+def _register_environments(arguments: Sequence[str]) -> None:
+    """Of packages that are not imported by Gymnasium: some of rl-zoo3's scripts have no ``--gym-packages``."""
+    for prefix, package in REGISTERED_BY.items():
+        if any(x.startswith(prefix) for x in arguments):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(package)
+
+
+def _sentence(error: Exception) -> str:
+    """:return: The error's message if it is about what was asked for, and says enough; nothing for a bug"""
+    codes = [frame.f_code for frame, _ in walk_tb(error.__traceback__)]
+    if isinstance(error, (NameError, SyntaxError)) and any(
+        code.co_name == "__call__" and code.co_filename.endswith("utils.py") for code in codes
+    ):
+        return f"Values on the command line are Python, texts in quotes: learning_rate:\"'lin_0.001'\" ({error})"
+    if any(code.co_name == "learn" for code in codes) and not _OURS & set(Path(codes[-1].co_filename).parts):
+        # Of an environment, a wrapper or a callback of the user's: where it happened says most
+        return ""
     if isinstance(error, TypeError):
-        return "unexpected keyword argument" in str(error)
+        return str(error) if "unexpected keyword argument" in str(error) else ""
     known = (ImportError, OSError, ValueError, AssertionError, GymnasiumError)
-    return isinstance(error, known) or "sqlalchemy" in type(error).__module__
+    return str(error) if isinstance(error, known) or type(error).__module__.partition(".")[0] in ("sqlalchemy", "yaml") else ""

@@ -105,6 +105,9 @@ def test_a_number_stands_and_is_loaded(tmp_path: Path) -> None:
     assert M3PO("MlpPolicy", "Pendulum-v1", gamma=0.9).gamma == 0.9
     M3PO("MlpPolicy", "Pendulum-v1", gamma="auto").save(tmp_path / "model")
     assert M3PO.load(tmp_path / "model").gamma == pytest.approx(0.975)
+    with pytest.raises(ValueError, match=r"gamma='auto' follows from .*: give them, load\(path, env=env"):
+        M3PO.load(tmp_path / "model", gamma="auto")
+    assert M3PO.load(tmp_path / "model", env=gym.make("Pendulum-v1"), gamma="auto").gamma == pytest.approx(0.975)
 
 
 def test_tasks_of_another_length_are_the_same_tasks() -> None:

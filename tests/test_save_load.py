@@ -321,6 +321,7 @@ OTHER_ARGUMENTS: dict[str, Any] = dict(
     features_extractor_kwargs=dict(factor=2.0),
     share_features_extractor=True,
     normalize_images=False,
+    normalize_observations=False,
     optimizer_class=th.optim.Adam,
     optimizer_kwargs=dict(weight_decay=0.01),
     latent_dim=24,

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
 
 from sb3_m3po import M3PO
 from tests.helpers import RandomEnv, randoms, tiny_model, tiny_policy_kwargs
@@ -209,3 +211,21 @@ def test_vectors_are_normalised_and_images_are_not() -> None:
     assert set(model.policy.norms) == {"position"}
     model.learn(32)
     assert model.policy.state_dict()["norms.position.count"] == 32
+
+
+class Embedded(BaseFeaturesExtractor):
+    """Takes whole numbers as they are."""
+
+    def __init__(self, space: spaces.Box):
+        super().__init__(space, 4)
+        self.embedding = nn.Embedding(10, 4)
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        assert x.equal(x.round())
+        return self.embedding(x.long()).mean(1)
+
+
+def test_a_features_extractor_may_see_observations_as_they_are() -> None:
+    kwargs = tiny_policy_kwargs(features_extractor_class=Embedded, normalize_observations=False)
+    model = tiny_model(RandomEnv(spaces.Box(0, 9, (2,), np.int64)), policy_kwargs=kwargs).learn(64)
+    assert model._n_updates > 0 and len(model.policy.norms) == 0

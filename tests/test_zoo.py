@@ -1,5 +1,6 @@
 """M3PO in rl-zoo3: from Python, and on the command line of an environment that has the wheel and nothing else of ours."""
 
+import argparse
 import ast
 import csv
 import importlib.metadata
@@ -25,7 +26,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from benchmarks.algorithms import apply_overrides, zoo_value
 from benchmarks.envs import frames_per_decision
 from benchmarks.targets import TARGETS
-from sb3_m3po import M3PO, zoo
+from sb3_m3po import M3PO, _zoo_hook, zoo
 from tests.test_packaging import wheel  # noqa: F401
 
 optuna = pytest.importorskip("optuna")
@@ -168,6 +169,38 @@ def test_what_the_user_can_mend_is_one_sentence(error: Exception, monkeypatch: p
     assert ended.value.code == f"m3po-zoo train: {error}"
 
 
+class Broken(gym.Env):
+    observation_space = action_space = gym.spaces.Box(-1, 1, (1,))
+
+    def __init__(self, error: Exception):
+        self.error = error
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Any:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [AssertionError(), ValueError("shapes"), FileNotFoundError("data.csv")], ids=repr)
+def test_an_error_of_the_user_s_environment_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["m3po-zoo", "train"])
+    monkeypatch.setattr("runpy.run_module", lambda *args, **kwargs: M3PO("MlpPolicy", Broken(error)).learn(8))
+    with pytest.raises(type(error)):
+        zoo.main()
+
+
+@pytest.mark.parametrize("value", ["lin_0.001", "auto"])
+def test_texts_on_the_command_line_need_quotes(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rl_zoo3.utils import StoreDict
+
+    monkeypatch.setattr("sys.argv", ["m3po-zoo", "train"])
+    store = StoreDict(["-params"], "params")
+    monkeypatch.setattr("runpy.run_module", lambda *args, **kwargs: store(None, None, [f"learning_rate:{value}"]))
+    with pytest.raises(SystemExit, match="m3po-zoo train: Values on the command line are Python, texts in quotes: learn"):
+        zoo.main()
+
+
 @pytest.mark.parametrize("error", [TypeError("unsupported operand"), RuntimeError("shapes"), KeyError("x")], ids=repr)
 def test_a_bug_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(type(error)):
@@ -219,6 +252,74 @@ def test_rl_zoo3_keeps_a_schedule_that_is_one_and_makes_its_own() -> None:
     assert ExperimentManager._preprocess_schedules({"learning_rate": "lin_0.5"})["learning_rate"](0.5) == 0.25
     with pytest.raises(ValueError, match="Invalid value"):
         ExperimentManager._preprocess_schedules({"learning_rate": [1]})
+
+
+def manager(**given: Any) -> Any:
+    """:return: What of rl-zoo3's manager reads settings, for Pendulum-v1"""
+    zoo.register()
+    from rl_zoo3.exp_manager import ExperimentManager
+    from rl_zoo3.utils import EnvironmentName
+
+    args = argparse.Namespace(conf_file=given.pop("conf_file", None))
+    made = ExperimentManager.__new__(ExperimentManager)
+    defaults = dict(algo="m3po", args=args, config=args.conf_file or "somewhere/hyperparams/m3po.yml", trial_id=None)
+    more: dict[str, Any] = dict(
+        storage=None, study_name=None, n_timesteps=-1, _is_atari=False, custom_hyperparams=None, env_kwargs={}
+    )
+    vars(made).update({**defaults, **more, "env_name": EnvironmentName("Pendulum-v1"), **given})
+    return made
+
+
+def test_settings_are_read_from_the_file_that_was_named(tmp_path: Path) -> None:
+    assert manager().read_hyperparameters()[0]["utd_ratio"] == 4.0
+    with pytest.raises(FileNotFoundError, match="mine"):
+        manager(conf_file="mine/hyperparams/m3po.yml").read_hyperparameters()
+    mine = tmp_path / "mine.yml"
+    mine.write_text("Pendulum-v1: {n_timesteps: 5, policy: MlpPolicy, gamma: auto, normalize: true}")
+    assert "gamma" not in manager(conf_file=str(mine)).read_hyperparameters()[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "given", "message"),
+    [
+        ("Pendulum-v1:", {}, "entry for Pendulum-v1 in .*mine.yml is empty: it needs n_timesteps and policy"),
+        ("Pendulum-v1: {policy: MlpPolicy}", {}, "mine.yml has no n_timesteps: add it, or give -n"),
+        ("default: {policy: MlpPolicy}", {"_is_atari": True}, "has no entry for Pendulum-v1, and none named 'atari'"),
+    ],
+)
+def test_what_a_settings_file_lacks_is_named(content: str, given: dict[str, Any], message: str, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yml"
+    mine.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        manager(conf_file=str(mine), **given).read_hyperparameters()
+
+
+def test_every_trial_can_be_rebuilt_and_others_are_named(tmp_path: Path) -> None:
+    storage = str(tmp_path / "s.log")
+    study = optuna.create_study(storage=zoo_storage(storage), study_name="s")
+    study.optimize(lambda trial: float(zoo.sample_m3po_params(trial, 1, 1, {})["gamma"]), n_trials=1)
+    asked = dict(storage=storage, study_name="s")
+    found = manager(trial_id=0, **asked).read_hyperparameters()[0]
+    assert found["gamma"] == study.trials[0].value
+    for wrong in (dict(asked, trial_id=7), dict(asked, trial_id=1, study_name="t")):
+        with pytest.raises(ValueError, match=r"no trial \d of --study-name \w in --storage .*s.log"):
+            manager(**wrong).read_hyperparameters()
+
+
+def zoo_storage(path: str) -> Any:
+    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(path))
+
+
+def test_rl_zoo3_goes_on_without_m3po_where_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "register", lambda: 1 / 0)
+    spec = _zoo_hook.ZooHook.find_spec
+    # As if it were not imported yet, and no hook installed
+    monkeypatch.delitem(sys.modules, "rl_zoo3.utils")
+    others = [finder for finder in sys.meta_path if type(finder).__name__ != "ZooHook"]
+    monkeypatch.setattr(sys, "meta_path", [hook := _zoo_hook.ZooHook(), *others])
+    found: Any = spec(hook, "rl_zoo3.utils")
+    with pytest.warns(UserWarning, match="goes without m3po: ZeroDivisionError.*SB3_M3PO_ZOO_HOOK=0"):
+        found.loader.exec_module(importlib.util.module_from_spec(found))
 
 
 @pytest.mark.parametrize("arguments", [[], ["dance"]])
@@ -459,7 +560,7 @@ def test_what_cannot_work_says_so(installed: Installed, command: tuple[str, ...]
 
 def test_the_hook_can_be_switched_off_and_costs_nothing_without_rl_zoo3(installed: Installed) -> None:
     assert "invalid choice: 'm3po'" in installed.run(*TRAIN, fails=True, SB3_M3PO_ZOO_HOOK="0")
-    code = "import sys; print([m for m in ('torch', 'sb3_m3po', 'importlib.util', 'rl_zoo3') if m in sys.modules])"
+    code = "import sys; print([m for m in ('torch', 'sb3_m3po', 'importlib.util', 'rl_zoo3', 'typing') if m in sys.modules])"
     # A bare Python has what its own start-up imports
     loaded = installed.run("python", "-c", code)
     assert loaded == installed.run("python", "-c", code, SB3_M3PO_ZOO_HOOK="0") and "torch" not in loaded

@@ -27,7 +27,7 @@ DM_CONTROL_EASY = (
 )
 _META_WORLD_SUITES = ("MT10", "MT25", "MT50")
 #: Prefix of an id -> module that registers it
-_REGISTERED_BY = {"dm_control/": "shimmy", "Meta-World/": "metaworld", "MiniGrid-": "minigrid"}
+REGISTERED_BY = {"dm_control/": "shimmy", "Meta-World/": "metaworld", "MiniGrid-": "minigrid"}
 #: The highest of MiniGrid's codes
 _MINIGRID_CODES = 10.0
 #: Seed of Meta-World's 50 positions of each task's goal: training and evaluation have the same ones
@@ -81,7 +81,7 @@ class Task:
         if not isinstance(self.env, str):
             return self._called(self.env)
         kwargs = {**self.env_kwargs, **env_kwargs}
-        package = next((name for prefix, name in _REGISTERED_BY.items() if self.env.startswith(prefix)), None)
+        package = next((name for prefix, name in REGISTERED_BY.items() if self.env.startswith(prefix)), None)
         if package is not None:
             _import(package, self.env)
         if self.env.startswith("Meta-World/"):
