@@ -79,7 +79,7 @@ def check_classes(model: Any) -> None:
         raise ValueError(f"You must use `MultiInputPolicy` with a Dict observation space, not {policy_class.__name__}")
     if not isinstance(model.observation_space, spaces.Dict) and policy_class is MultiInputPolicy:
         raise ValueError(f"MultiInputPolicy needs a Dict observation space, not {model.observation_space}: use 'MlpPolicy'")
-    if taken := {"gamma", "planner_kwargs", "task_key", "n_tasks"} & set(model.policy_kwargs):
+    if taken := {"gamma", "time_limit", "planner_kwargs", "task_key", "n_tasks"} & set(model.policy_kwargs):
         raise ValueError(f"policy_kwargs hold {sorted(taken)}: pass them to M3PO itself")
     if isinstance(model.action_space, spaces.MultiDiscrete) and model.action_space.nvec.ndim > 1:
         raise ValueError(

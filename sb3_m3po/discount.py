@@ -11,14 +11,21 @@ DEFAULT_GAMMA = 0.99
 TIME_LIMIT = "_max_episode_steps"
 
 
-def gamma_for(time_limit: int | None) -> float:
+def gamma_for(time_limit: int | None, ends_early: bool) -> float:
     """
-    ``1 - 5 / time_limit``, between 0.95 and 0.995: a fifth of an episode counts (the rule of TD-MPC2, arXiv 2310.16828).
+    ``1 - 5 / time_limit``, so that a fifth of an episode counts (the rule of TD-MPC2, arXiv 2310.16828), between 0.95 and
+    0.995; 0.99 at most where episodes never end before the limit.
+
+    What lies far ahead matters where an episode can end early: Hopper, with 0.99, dives after 450 of 1,000 steps. Where it
+    can't, tomorrow is like today, and a shorter look is learned faster: HalfCheetah is, with 0.99.
 
     :param time_limit: Decisions after which episodes are cut; ``None`` if they aren't, or it isn't known
+    :param ends_early: Whether an episode has ever terminated
     :return: The discount factor, 0.99 without a time limit
     """
-    return DEFAULT_GAMMA if time_limit is None else min(max(1 - 5 / time_limit, 0.95), 0.995)
+    if time_limit is None:
+        return DEFAULT_GAMMA
+    return min(max(1 - 5 / time_limit, 0.95), 0.995 if ends_early else DEFAULT_GAMMA)
 
 
 def time_limit_of(env: gym.Env) -> int | None:
@@ -41,23 +48,6 @@ def common_time_limit(env: VecEnv) -> int | None:
     limits = [_as_limit(value) for value in env.get_attr(TIME_LIMIT)] if env.has_attr(TIME_LIMIT) else []
     known = [limit for limit in limits if limit is not None]
     return max(known) if known and len(known) == len(limits) else None
-
-
-def known_gamma(gamma: float | str, env: VecEnv | None, tasks: Any) -> float | str:
-    """
-    :param gamma: A discount factor, or ``"auto"``
-    :param env: Environments, if there are any
-    :param tasks: What tells their tasks apart, ``None`` for a single one
-    :return: The discount factor; ``"auto"`` stays where each task has a time limit of its own
-    :raises ValueError: for ``"auto"`` without environments or tasks that would tell the time limit
-    """
-    if gamma != "auto" or (tasks is not None and any(spec.time_limit for spec in tasks.table)):
-        return gamma
-    if env is None:
-        raise ValueError(
-            "gamma='auto' follows from the environments' time limit: give them, load(path, env=env, gamma='auto')"
-        )
-    return gamma_for(common_time_limit(env))
 
 
 def _as_limit(value: Any) -> int | None:

@@ -93,7 +93,7 @@ class Learner:
             batch_size=model.batch_size,
             horizon=model.horizon,
             n_step_returns=model.n_step_returns,
-            gamma=model.gamma,
+            gamma=model.policy.gammas[0].item(),
             max_grad_norm=model.max_grad_norm,
             target_kl=model.target_kl,
             learn_ent_coef=isinstance(model.ent_coef, str),

@@ -31,7 +31,7 @@ from sb3_m3po.checks import (
     known_ent_coef,
     warn_of_reward_normalisation,
 )
-from sb3_m3po.discount import DEFAULT_GAMMA, known_gamma
+from sb3_m3po.discount import common_time_limit
 from sb3_m3po.growth import check_growth, misfits_explained, take_over
 from sb3_m3po.learner import Learner
 from sb3_m3po.memory import ReplayMemory
@@ -58,7 +58,7 @@ class M3PO(OnPolicyAlgorithm):
     :param batch_size: Samples per update
     :param utd_ratio: Updates per collected transition
     :param sync_interval: Updates between two syncs of the frozen copies
-    :param gamma: Discount factor; ``"auto"``: by the (each task's) time limit, see :func:`~sb3_m3po.discount.gamma_for`
+    :param gamma: Discount factor; ``"auto"``: by each task's time limit and ends, see :func:`~sb3_m3po.discount.gamma_for`
     :param gae_lambda: Only shapes ``rollout_buffer.returns`` and the logged ``explained_variance``
     :param n_step_returns: Rewards summed in the critics' target before they bootstrap
     :param horizon: Steps that the world model is unrolled in training
@@ -173,6 +173,7 @@ class M3PO(OnPolicyAlgorithm):
         # While only new tasks learn: how many came before them
         self._n_frozen_tasks = 0
         self._task_stats: TaskEpisodeStats | None = None
+        self._time_limit: int | None = None  # of the environments it was made for, in decisions
         # Updates that collected transitions have paid for and that are still due
         self._update_credits = 0.0
         self._warned_of_reward_normalisation = False
@@ -186,20 +187,18 @@ class M3PO(OnPolicyAlgorithm):
         check_numbers(self)
         self._setup_lr_schedule()
         self._generator, self._rng = th.Generator(), np.random.default_rng()
-        # A new one always starts from the same seed
-        self._generator.seed()
+        self._generator.seed()  # a new one always starts from the same seed
         self.set_random_seed(self.seed)
         self.rollout_buffer_class = buffer_class = self.rollout_buffer_class or (
             HybridDictRolloutBuffer if isinstance(self.observation_space, spaces.Dict) else HybridRolloutBuffer
         )
         tasks = find_tasks(self.observation_space, self.task_key, self.n_tasks)
-        self.gamma = known_gamma(self.gamma, self.env, tasks)  # type: ignore[assignment]
+        self._time_limit = self._time_limit if self.env is None else common_time_limit(self.env)
         self.rollout_buffer = buffer_class(  # type: ignore[assignment]
             self.n_steps or max(1, 256 // self.n_envs),
             self.observation_space,  # type: ignore[arg-type]
             self.action_space,
             device=self.device,
-            gamma=DEFAULT_GAMMA if self.gamma == "auto" else self.gamma,
             gae_lambda=self.gae_lambda,
             n_envs=self.n_envs,
             **{"memory_size": self.buffer_size, "tasks": tasks, **self.rollout_buffer_kwargs},
@@ -210,6 +209,7 @@ class M3PO(OnPolicyAlgorithm):
             self.action_space,
             self.lr_schedule,
             gamma=self.gamma,
+            time_limit=self._time_limit,
             planner_kwargs=self.planner_kwargs,
             task_key=self.task_key,
             n_tasks=self.n_tasks,
@@ -347,8 +347,7 @@ class M3PO(OnPolicyAlgorithm):
             self._update_info_buffer(infos, dones)
             n_steps += 1
             rewards = self._remember(actions, new_obs, rewards, dones, infos)
-            # Reshaped in case of discrete actions
-            buffer_actions = actions.reshape(env.num_envs, -1)
+            buffer_actions = actions.reshape(env.num_envs, -1)  # in case of discrete actions
             rollout_buffer.add(
                 self._last_obs, buffer_actions, rewards, self._last_episode_starts, values, log_probs  # type: ignore[arg-type]
             )
@@ -462,7 +461,8 @@ class M3PO(OnPolicyAlgorithm):
     def _sync(self) -> None:
         """Copy the networks to their bars and move to the return scales of what is in memory."""
         memory, policy, table = self.replay_buffer, self.policy, self.task_table
-        policy.sync(memory.return_scale(policy.gammas.cpu().numpy()), memory.has_terminated)
+        policy.note_terminations(memory.has_terminated)
+        policy.sync(memory.return_scale(policy.gammas.cpu().numpy()))
         policy.lag_correlation.copy_(th.as_tensor(memory.lag_correlation()))
         make_room(self.logger, [] if table is None else table.names)
         for task, scale in enumerate(policy.return_scale.tolist()):

@@ -4,6 +4,7 @@ import time
 import warnings
 from typing import Any
 
+import numpy as np
 import torch as th
 from torch import nn
 
@@ -31,13 +32,26 @@ class PlanningPolicy(nn.Module):
 
     world_model: WorldModel
     tasks: TaskReader | None
-    gamma: float | str
-    gammas: th.Tensor
+    gammas_if_endless: th.Tensor
+    gammas_if_ending: th.Tensor
     planner_kwargs: dict[str, Any]
     planner_config: PlannerConfig
     _planning: PlannerConfig | None
     _planning_milliseconds: float | None
     _noise_bank: dict[tuple[int, int, int], th.Tensor]
+
+    @property
+    def gammas(self) -> th.Tensor:
+        """:return: Discount factor of each task, shape ``(n_tasks,)``; ``(1,)`` without tasks"""
+        return th.where(self.world_model.can_terminate > 0, self.gammas_if_ending, self.gammas_if_endless)
+
+    def note_terminations(self, has_terminated: np.ndarray) -> None:
+        """
+        From now on the model predicts terminations of these tasks too, and ``gamma="auto"`` reckons with them.
+
+        :param has_terminated: Whether each task has ever terminated, shape ``(n_tasks,)``
+        """
+        self.world_model.can_terminate[th.as_tensor(has_terminated, device=self.gammas_if_ending.device)] = 1.0
 
     def of_task(self, per_task: th.Tensor, obs: Any) -> th.Tensor:
         """
@@ -49,7 +63,7 @@ class PlanningPolicy(nn.Module):
 
     def make_plan(self, z: th.Tensor, config: PlannerConfig, noise: NoiseSource, deadline: float | None = None) -> Plan:
         """:return: The plan from latents ``z``, see :func:`~sb3_m3po.planner.plan`"""
-        gamma = float(self.gamma) if self.tasks is None else self.world_model.at(self.gammas, z)
+        gamma = self.gammas.item() if self.tasks is None else self.world_model.at(self.gammas, z)
         planned = plan(self.world_model, self.world_model.codec, z, gamma, config, noise, deadline)
         not_nan(planned.gain)
         return planned

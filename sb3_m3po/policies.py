@@ -25,7 +25,7 @@ from sb3_m3po.nets import RunningNorm
 from sb3_m3po.optim import FusedAdamW
 from sb3_m3po.planner import Plan, PlannerConfig
 from sb3_m3po.planning import PlanningPolicy, not_nan
-from sb3_m3po.tasks import find_tasks
+from sb3_m3po.tasks import TaskTable, find_tasks
 from sb3_m3po.world_model import Sizes, WorldModel
 
 #: Learning rates in relation to the networks'. A temperature that falls at once leaves the policy certain before the critics
@@ -67,8 +67,8 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
     :param task_embedding_dim: Width of a task's embedding; without tasks there is none
     :param task_key: Key of the task's id in a Dict observation; ``None`` for a single task
     :param n_tasks: Length of the one-hot of the task that ends a vector observation; ``None`` if there is none
-    :param gamma: Discount factor, for planning; that of the tasks that have none of their own, ``"auto"`` for that of each
-        one's time limit
+    :param gamma: Discount factor of the tasks that have none of their own, ``"auto"`` for that of each one's time limit
+    :param time_limit: Decisions after which episodes of tasks are cut that don't know it themselves; ``None`` if they aren't
     :param planner_kwargs: See :class:`~sb3_m3po.planner.PlannerConfig`
     """
 
@@ -79,7 +79,6 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
     q_range: th.Tensor
     gap_median: th.Tensor
     lag_correlation: th.Tensor
-    gammas: th.Tensor
 
     def __init__(
         self,
@@ -106,6 +105,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         task_key: str | None = "task",
         n_tasks: int | None = None,
         gamma: float | str = DEFAULT_GAMMA,
+        time_limit: int | None = None,
         planner_kwargs: dict[str, Any] | None = None,
     ):
         if use_sde:
@@ -124,7 +124,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         self.sizes.pessimism = pessimism
         #: What the networks see of an observation
         self.seen_space = observation_space if self.tasks is None else self.tasks.seen(observation_space)
-        self.gamma = gamma
+        self.gamma, self.time_limit = gamma, time_limit
         self.planner_kwargs = {} if planner_kwargs is None else planner_kwargs
         self.planner_config = PlannerConfig(**self.planner_kwargs)
         self._planning: PlannerConfig | None = None
@@ -175,8 +175,9 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
             self.register_buffer(name, th.ones(n))
         for name in ("scale_is_known", "gap_median", "lag_correlation"):  # known: from the first nonzero reward on
             self.register_buffer(name, th.zeros(n))
-        gammas = [float(self.gamma)] if table is None else table.gammas(self.gamma)
-        self.register_buffer("gammas", th.as_tensor(gammas, dtype=th.float32), persistent=False)
+        for name, ends in (("gammas_if_endless", False), ("gammas_if_ending", True)):
+            gammas = (table or TaskTable.anonymous(1)).gammas(self.gamma, self.time_limit, ends)
+            self.register_buffer(name, th.as_tensor(gammas, dtype=th.float32), persistent=False)
 
         # The policy and the critics; the model learns in a phase of its own
         kwargs, model = self.optimizer_kwargs, self.world_model
@@ -222,6 +223,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
             task_key=self.task_key,
             n_tasks=self.n_tasks,
             gamma=self.gamma,
+            time_limit=self.time_limit,
             planner_kwargs=self.planner_kwargs,
         )
 
@@ -305,17 +307,15 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
                 assert isinstance(norm, RunningNorm)
                 norm.update(part.reshape(-1, *part.shape[2:]), tasks)
 
-    def sync(self, return_scale: np.ndarray, has_terminated: np.ndarray) -> None:
+    def sync(self, return_scale: np.ndarray) -> None:
         """
         Copy the networks to their bars, apply the observation statistics, move to new return scales.
 
         :param return_scale: Of each task, as the memory has it: reward units per scaled unit, 0 while no reward was nonzero.
             A scale never shrinks. Shape ``(n_tasks,)``
-        :param has_terminated: Whether each task has ever terminated, shape ``(n_tasks,)``
         """
         with th.no_grad():
             scale = self._next_scale(th.as_tensor(return_scale, dtype=th.float32, device=self.device))
-            self.world_model.can_terminate[th.as_tensor(has_terminated, device=self.device)] = 1.0
             self.bar.load_state_dict(self.world_model.state_dict())
             self.bar_features_extractor.load_state_dict(self.features_extractor.state_dict())
             for norm in self.norms.values():

@@ -17,6 +17,7 @@ from sb3_m3po import M3PO, Task, make_multitask_vec_env
 from sb3_m3po.discount import gamma_for
 from sb3_m3po.envs import ActionRepeat, VectorEnvAdapter
 from sb3_m3po.tasks import TaskSpec
+from tests.helpers import tiny_model
 
 
 class Endless(gym.Env):
@@ -48,7 +49,41 @@ def vector(mode: str) -> VectorEnvAdapter:
     ("time_limit", "gamma"), [(None, 0.99), (1, 0.95), (100, 0.95), (200, 0.975), (500, 0.99), (1000, 0.995), (100_000, 0.995)]
 )
 def test_rule(time_limit: int | None, gamma: float) -> None:
-    assert gamma_for(time_limit) == pytest.approx(gamma)
+    assert gamma_for(time_limit, True) == pytest.approx(gamma)
+    assert gamma_for(time_limit, False) == pytest.approx(min(gamma, 0.99))
+
+
+class Fatal(Endless):
+    """:param length: Steps after which episodes terminate"""
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self.t = 0
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        return np.zeros(2, np.float32), 1.0, self.t == self.length, False, {}
+
+
+def test_the_first_termination_lengthens_the_look_ahead(tmp_path: Path) -> None:
+    env = TimeLimit(Fatal(30), 1_000)
+    model = tiny_model(env, gamma="auto").learn(16)
+    assert model._n_updates > 0 and model.policy.gammas.tolist() == pytest.approx([0.99])
+    assert model._learner().gamma == pytest.approx(0.99)
+    model.learn(32, reset_num_timesteps=False)
+    assert model.policy.gammas.tolist() == pytest.approx([0.995]) and model._learner().gamma == pytest.approx(0.995)
+    # Rewards of 1 in each step: returns-to-go of 30, discounted, and the scale follows the higher of the mean's and theirs
+    assert model.policy.return_scale.item() == pytest.approx(1 / (1 - 0.995) / 10, rel=1e-4)
+    model.save(tmp_path / "model")
+    assert M3PO.load(tmp_path / "model").policy.gammas.tolist() == pytest.approx([0.995])
+    tasks = make_multitask_vec_env(
+        [Task(partial(TimeLimit, Fatal(30), 1_000), "fatal"), Task(partial(limited, 1_000), "long")]
+    )
+    model = tiny_model(tasks, "MultiInputPolicy", gamma="auto").learn(128)
+    assert model.policy.gammas.tolist() == pytest.approx([0.995, 0.99])
 
 
 VEC_ENVS: list[tuple[Callable[[], VecEnv], float]] = [
@@ -71,7 +106,7 @@ VEC_ENVS: list[tuple[Callable[[], VecEnv], float]] = [
 def test_the_time_limit_is_found(make: Callable[[], VecEnv], gamma: float) -> None:
     env = make()
     model = M3PO("MlpPolicy", env, gamma="auto")
-    assert model.gamma == pytest.approx(gamma) and model.policy.gammas.tolist() == pytest.approx([gamma])
+    assert model.policy.gammas.tolist() == pytest.approx([gamma])
     # The question has not cost an environment its life
     env.reset()
     env.close()
@@ -102,12 +137,15 @@ def test_tasks_without_a_table_have_the_environments_time_limit() -> None:
 
 
 def test_a_number_stands_and_is_loaded(tmp_path: Path) -> None:
-    assert M3PO("MlpPolicy", "Pendulum-v1", gamma=0.9).gamma == 0.9
-    M3PO("MlpPolicy", "Pendulum-v1", gamma="auto").save(tmp_path / "model")
-    assert M3PO.load(tmp_path / "model").gamma == pytest.approx(0.975)
-    with pytest.raises(ValueError, match=r"gamma='auto' follows from .*: give them, load\(path, env=env"):
-        M3PO.load(tmp_path / "model", gamma="auto")
-    assert M3PO.load(tmp_path / "model", env=gym.make("Pendulum-v1"), gamma="auto").gamma == pytest.approx(0.975)
+    model = M3PO("MlpPolicy", "Pendulum-v1", gamma=0.9)
+    assert model.policy.gammas.tolist() == pytest.approx([0.9])
+    model.save(tmp_path / "model")
+    assert M3PO.load(tmp_path / "model").policy.gammas.tolist() == pytest.approx([0.9])
+    # The time limit is known to the model
+    assert M3PO.load(tmp_path / "model", gamma="auto").policy.gammas.tolist() == pytest.approx([0.975])
+    assert M3PO.load(
+        tmp_path / "model", env=TimeLimit(gym.make("Pendulum-v1"), 250), gamma="auto"
+    ).policy.gammas.tolist() == pytest.approx([0.98])
 
 
 def test_tasks_of_another_length_are_the_same_tasks() -> None:
