@@ -32,8 +32,10 @@ class PlanningPolicy(nn.Module):
 
     world_model: WorldModel
     tasks: TaskReader | None
-    gammas_if_endless: th.Tensor
-    gammas_if_ending: th.Tensor
+    first_gammas: th.Tensor
+    last_gammas: th.Tensor
+    #: Share of the training that is done
+    progress: float = 0.0
     planner_kwargs: dict[str, Any]
     planner_config: PlannerConfig
     _planning: PlannerConfig | None
@@ -43,15 +45,17 @@ class PlanningPolicy(nn.Module):
     @property
     def gammas(self) -> th.Tensor:
         """:return: Discount factor of each task, shape ``(n_tasks,)``; ``(1,)`` without tasks"""
-        return th.where(self.world_model.can_terminate > 0, self.gammas_if_ending, self.gammas_if_endless)
+        return th.lerp(self.first_gammas, self.last_gammas, self.progress * self.world_model.can_terminate)
 
-    def note_terminations(self, has_terminated: np.ndarray) -> None:
+    def look_ahead(self, progress: float, has_terminated: np.ndarray) -> None:
         """
-        From now on the model predicts terminations of these tasks too, and ``gamma="auto"`` reckons with them.
+        From now on the model predicts terminations of these tasks too, and with ``gamma="auto"`` their discount rises.
 
+        :param progress: Share of the training that is done
         :param has_terminated: Whether each task has ever terminated, shape ``(n_tasks,)``
         """
-        self.world_model.can_terminate[th.as_tensor(has_terminated, device=self.gammas_if_ending.device)] = 1.0
+        self.progress = progress
+        self.world_model.can_terminate[th.as_tensor(has_terminated, device=self.last_gammas.device)] = 1.0
 
     def of_task(self, per_task: th.Tensor, obs: Any) -> th.Tensor:
         """

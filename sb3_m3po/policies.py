@@ -175,8 +175,8 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
             self.register_buffer(name, th.ones(n))
         for name in ("scale_is_known", "gap_median", "lag_correlation"):  # known: from the first nonzero reward on
             self.register_buffer(name, th.zeros(n))
-        for name, ends in (("gammas_if_endless", False), ("gammas_if_ending", True)):
-            gammas = (table or TaskTable.anonymous(1)).gammas(self.gamma, self.time_limit, ends)
+        for name, finally_ in (("first_gammas", False), ("last_gammas", True)):
+            gammas = (table or TaskTable.anonymous(1)).gammas(self.gamma, self.time_limit, finally_)
             self.register_buffer(name, th.as_tensor(gammas, dtype=th.float32), persistent=False)
 
         # The policy and the critics; the model learns in a phase of its own

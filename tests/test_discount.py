@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.wrappers import TimeLimit
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
@@ -68,22 +69,38 @@ class Fatal(Endless):
         return np.zeros(2, np.float32), 1.0, self.t == self.length, False, {}
 
 
-def test_the_first_termination_lengthens_the_look_ahead(tmp_path: Path) -> None:
-    env = TimeLimit(Fatal(30), 1_000)
-    model = tiny_model(env, gamma="auto").learn(16)
-    assert model._n_updates > 0 and model.policy.gammas.tolist() == pytest.approx([0.99])
-    assert model._learner().gamma == pytest.approx(0.99)
-    model.learn(32, reset_num_timesteps=False)
+class Gammas(BaseCallback):
+    """The discount factors at the end of each rollout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[list[float]] = []
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        policy: Any = self.model.policy
+        self.seen.append(policy.gammas.tolist())
+
+
+def test_where_episodes_terminate_the_discount_rises(tmp_path: Path) -> None:
+    seen = Gammas()
+    model = tiny_model(TimeLimit(Fatal(30), 1_000)).learn(160, callback=seen)
+    # Rollouts of 16 steps, each followed by its training: the first episode ends in the second
+    assert np.ravel(seen.seen) == pytest.approx([0.99, 0.99, *(0.99 + 0.005 * done / 10 for done in range(2, 10))])
     assert model.policy.gammas.tolist() == pytest.approx([0.995]) and model._learner().gamma == pytest.approx(0.995)
-    # Rewards of 1 in each step: returns-to-go of 30, discounted, and the scale follows the higher of the mean's and theirs
-    assert model.policy.return_scale.item() == pytest.approx(1 / (1 - 0.995) / 10, rel=1e-4)
+    # The rewards are 1, so the scale is that of the mean reward: a tenth of 1 / (1 - gamma)
+    assert model.policy.return_scale.item() == pytest.approx(20.0, rel=1e-4)
     model.save(tmp_path / "model")
     assert M3PO.load(tmp_path / "model").policy.gammas.tolist() == pytest.approx([0.995])
-    tasks = make_multitask_vec_env(
-        [Task(partial(TimeLimit, Fatal(30), 1_000), "fatal"), Task(partial(limited, 1_000), "long")]
-    )
-    model = tiny_model(tasks, "MultiInputPolicy", gamma="auto").learn(128)
-    assert model.policy.gammas.tolist() == pytest.approx([0.995, 0.99])
+    tasks = make_multitask_vec_env([Task(lambda: TimeLimit(Fatal(30), 1_000), "fatal"), Task(lambda: limited(1_000), "long")])
+    assert tiny_model(tasks, "MultiInputPolicy").learn(128).policy.gammas.tolist() == pytest.approx([0.995, 0.99])
+
+
+def test_a_number_does_not_rise() -> None:
+    model = tiny_model(TimeLimit(Fatal(5), 1_000), gamma=0.97).learn(64)
+    assert model.policy.world_model.can_terminate.item() == 1 and model.policy.gammas.item() == np.float32(0.97)
 
 
 VEC_ENVS: list[tuple[Callable[[], VecEnv], float]] = [
