@@ -314,8 +314,7 @@ class M3PO(OnPolicyAlgorithm):
         :return: False if the callback ended training
         """
         assert self._last_obs is not None, "No previous observation was provided"
-        # Switch to eval mode (this affects batch norm / dropout)
-        self.policy.set_training_mode(False)
+        self.policy.set_training_mode(False)  # this affects batch norm / dropout
         n_steps = 0
         n_rollout_steps = n_rollout_steps or rollout_buffer.buffer_size
         rollout_buffer.reset()
@@ -465,9 +464,10 @@ class M3PO(OnPolicyAlgorithm):
         policy.sync(memory.return_scale(policy.gammas.cpu().numpy()))
         policy.lag_correlation.copy_(th.as_tensor(memory.lag_correlation()))
         make_room(self.logger, [] if table is None else table.names)
-        for task, scale in enumerate(policy.return_scale.tolist()):
+        for task, (scale, gamma) in enumerate(zip(policy.return_scale.tolist(), policy.gammas.tolist(), strict=True)):
             where = "world_model" if table is None else f"world_model/{table[task].name}"
             self.logger.record(f"{where}/return_scale", scale)
+            self.logger.record(f"{where}/gamma", gamma)
 
     def _learner(self) -> Learner:
         return Learner.of(self)

@@ -333,6 +333,7 @@ OTHER_ARGUMENTS: dict[str, Any] = dict(
     task_key="which",
     n_tasks=2,
     gamma=0.9,
+    time_limit=50,
     planner_kwargs=dict(n_samples=16, horizon=2, min_std=0.2),
 )
 
