@@ -31,7 +31,7 @@ from sb3_m3po.checks import (
     known_ent_coef,
     warn_of_reward_normalisation,
 )
-from sb3_m3po.discount import common_time_limit
+from sb3_m3po.discount import DEFAULT_GAMMA, common_time_limit
 from sb3_m3po.growth import check_growth, misfits_explained, take_over
 from sb3_m3po.learner import Learner
 from sb3_m3po.memory import ReplayMemory
@@ -106,7 +106,7 @@ class M3PO(OnPolicyAlgorithm):
         batch_size: int = 128,
         utd_ratio: float = 1.0,
         sync_interval: int = 128,
-        gamma: float | str = "auto",
+        gamma: float | str = DEFAULT_GAMMA,
         gae_lambda: float = 0.95,
         n_step_returns: int = 3,
         horizon: int = 3,

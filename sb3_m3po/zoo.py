@@ -102,9 +102,10 @@ def _reading_our_settings(read: Any) -> Any:
         check_settings(hyperparams, manager.config)
         if "n_timesteps" not in hyperparams and manager.n_timesteps <= 0:
             raise ValueError(f"The entry in {manager.config} has no n_timesteps: add it, or give -n")
-        if hyperparams.get("gamma") == "auto":
-            # The default; rl-zoo3 would hand it on to VecNormalize, which needs a number
-            del hyperparams["gamma"]
+        if hyperparams.get("gamma") == "auto" and hyperparams.get("normalize"):
+            raise ValueError(
+                "rl-zoo3 hands gamma on to VecNormalize, which needs a number: leave out gamma='auto' or normalize"
+            )
         return hyperparams, saved
 
     return read_hyperparameters

@@ -86,7 +86,7 @@ class Gammas(BaseCallback):
 
 def test_where_episodes_terminate_the_discount_rises(tmp_path: Path) -> None:
     seen = Gammas()
-    model = tiny_model(TimeLimit(Fatal(30), 1_000)).learn(160, callback=seen)
+    model = tiny_model(TimeLimit(Fatal(30), 1_000), gamma="auto").learn(160, callback=seen)
     # Rollouts of 16 steps, each followed by its training: the first episode ends in the second
     assert np.ravel(seen.seen) == pytest.approx([0.99, 0.99, *(0.99 + 0.005 * done / 10 for done in range(2, 10))])
     assert model.policy.gammas.tolist() == pytest.approx([0.995]) and model._learner().gamma == pytest.approx(0.995)
@@ -95,7 +95,9 @@ def test_where_episodes_terminate_the_discount_rises(tmp_path: Path) -> None:
     model.save(tmp_path / "model")
     assert M3PO.load(tmp_path / "model").policy.gammas.tolist() == pytest.approx([0.995])
     tasks = make_multitask_vec_env([Task(lambda: TimeLimit(Fatal(30), 1_000), "fatal"), Task(lambda: limited(1_000), "long")])
-    assert tiny_model(tasks, "MultiInputPolicy").learn(128).policy.gammas.tolist() == pytest.approx([0.995, 0.99])
+    assert tiny_model(tasks, "MultiInputPolicy", gamma="auto").learn(128).policy.gammas.tolist() == pytest.approx(
+        [0.995, 0.99]
+    )
 
 
 def test_a_number_does_not_rise() -> None:
@@ -150,7 +152,7 @@ def test_tasks_without_a_table_have_the_environments_time_limit() -> None:
         def observation(self, observation: Any) -> Any:
             return {"x": observation, "task": 1}
 
-    assert M3PO("MultiInputPolicy", Told(limited(200))).policy.gammas.tolist() == pytest.approx([0.975] * 2)
+    assert M3PO("MultiInputPolicy", Told(limited(200)), gamma="auto").policy.gammas.tolist() == pytest.approx([0.975] * 2)
 
 
 def test_a_number_stands_and_is_loaded(tmp_path: Path) -> None:

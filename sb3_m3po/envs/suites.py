@@ -43,7 +43,7 @@ class Task:
         that returns an environment
     :param name: Under which it is logged; by default what stands behind the last ``/`` of the id. The tasks of a suite have
         their own
-    :param gamma: Its discount factor; ``None`` for the model's, which by default is that of the task's time limit
+    :param gamma: Its discount factor; ``None`` for the model's
     :param env_kwargs: Keyword arguments to pass to the environment or the callable
     :param action_repeat: Frames for which each action is applied, see :class:`~sb3_m3po.envs.ActionRepeat`
     :raises ValueError: if that is no whole number of at least 1, the name is no text, or nothing makes an environment
