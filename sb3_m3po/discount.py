@@ -16,9 +16,8 @@ def gamma_for(time_limit: int | None, finally_: bool) -> float:
     ``1 - 5 / time_limit``, so that a fifth of an episode counts (the rule of TD-MPC2, arXiv 2310.16828), between 0.95 and
     0.99; in the end up to 0.995, where episodes can end before the limit.
 
-    What lies far ahead matters where an episode can end early: Hopper, with 0.99, learns to dive after 450 of 1,000 steps. But
-    a shorter look is learned faster, so that the discount rises (François-Lavet et al. 2015, arXiv 1512.02011), and where no
-    episode ends early, and tomorrow is like today, it stays.
+    What lies far ahead matters where an episode can end early, but a shorter look is learned faster: so the discount rises
+    (François-Lavet et al. 2015, arXiv 1512.02011), and where no episode ends early, and tomorrow is like today, it stays.
 
     :param time_limit: Decisions after which episodes are cut; ``None`` if they aren't, or it isn't known
     :param finally_: Whether for the end of a training in which episodes terminate, or for all else

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sb3_m3po.evaluation import check_bounds
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -46,8 +48,7 @@ def plot_task_heatmap(
     :raises ValueError: if there are no evaluations of tasks, or tasks without bounds
     """
     names, steps, results = _evaluations(evaluations)
-    if bounds is not None and (missing := [name for name in names if name not in bounds]):
-        raise ValueError(f"bounds are missing for {', '.join(missing)}: give (0, 1) returns for every task, or none")
+    check_bounds(bounds, names)
     found = {name: (column.min(), column.max()) for name, column in zip(names, results.T, strict=True)}
     low, high = np.array([(bounds or found)[name] for name in names]).T
     scores = (results - low) / np.where(high > low, high - low, 1.0)

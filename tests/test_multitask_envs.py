@@ -744,6 +744,14 @@ def test_adapter_reads_a_one_hot_if_told() -> None:
             VectorEnvAdapter(vector(AutoresetMode.SAME_STEP), n_tasks=n_tasks)  # type: ignore[arg-type]
 
 
+def test_a_model_of_gymnasium_s_environments_takes_in_tasks_of_others() -> None:
+    kinds: dict[str, Any] = dict(observation_space=box(4))  # bounded, of which the last two tell the task
+    env = VectorEnvAdapter(SyncVectorEnv([lambda: Echo(**kinds)] * 2, autoreset_mode=AutoresetMode.SAME_STEP), n_tasks=2)
+    model = tiny_model(env, "MultiInputPolicy").learn(32)
+    model.add_tasks(make_multitask_vec_env(Task(Echo, "new"), like=model))
+    assert model.task_table is not None and model.task_table.names == ["task0", "task1", "new"]
+
+
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_adapter_takes_what_make_vec_makes(mode: str) -> None:
     settings = {} if mode == "sync" else {"autoreset_mode": AutoresetMode.SAME_STEP}
