@@ -11,21 +11,17 @@ DEFAULT_GAMMA = 0.99
 TIME_LIMIT = "_max_episode_steps"
 
 
-def gamma_for(time_limit: int | None, finally_: bool) -> float:
+def gamma_for(time_limit: int | None) -> float:
     """
     ``1 - 5 / time_limit``, so that a fifth of an episode counts (the rule of TD-MPC2, arXiv 2310.16828), between 0.95 and
-    0.99; in the end up to 0.995, where episodes can end before the limit.
-
-    What lies far ahead matters where an episode can end early, but a shorter look is learned faster: so the discount rises
-    (François-Lavet et al. 2015, arXiv 1512.02011), and where no episode ends early, and tomorrow is like today, it stays.
+    0.99.
 
     :param time_limit: Decisions after which episodes are cut; ``None`` if they aren't, or it isn't known
-    :param finally_: Whether for the end of a training in which episodes terminate, or for all else
     :return: The discount factor, 0.99 without a time limit
     """
     if time_limit is None:
         return DEFAULT_GAMMA
-    return min(max(1 - 5 / time_limit, 0.95), 0.995 if finally_ else DEFAULT_GAMMA)
+    return min(max(1 - 5 / time_limit, 0.95), DEFAULT_GAMMA)
 
 
 def time_limit_of(env: gym.Env) -> int | None:

@@ -58,7 +58,7 @@ class M3PO(OnPolicyAlgorithm):
     :param batch_size: Samples per update
     :param utd_ratio: Updates per collected transition
     :param sync_interval: Updates between two syncs of the frozen copies
-    :param gamma: Discount factor; ``"auto"``: by each task's time limit, and rising, see :func:`~sb3_m3po.discount.gamma_for`
+    :param gamma: Discount factor; ``"auto"``: by each task's time limit, see :func:`~sb3_m3po.discount.gamma_for`
     :param gae_lambda: Only shapes ``rollout_buffer.returns`` and the logged ``explained_variance``
     :param n_step_returns: Rewards summed in the critics' target before they bootstrap
     :param horizon: Steps that the world model is unrolled in training
@@ -215,7 +215,7 @@ class M3PO(OnPolicyAlgorithm):
             n_tasks=self.n_tasks,
             **self.policy_kwargs,
         ).to(self.device)
-        self.policy.generator, self.policy.progress = self._generator, 1 - self._current_progress_remaining
+        self.policy.generator = self._generator
         if self._n_frozen_tasks:
             self.policy.train_new_tasks_only(self._n_frozen_tasks)
         codec = self.policy.world_model.codec
@@ -460,14 +460,12 @@ class M3PO(OnPolicyAlgorithm):
     def _sync(self) -> None:
         """Copy the networks to their bars and move to the return scales of what is in memory."""
         memory, policy, table = self.replay_buffer, self.policy, self.task_table
-        policy.look_ahead(1 - self._current_progress_remaining, memory.has_terminated)
-        policy.sync(memory.return_scale(policy.gammas.cpu().numpy()))
+        policy.sync(memory.return_scale(policy.gammas.cpu().numpy()), memory.has_terminated)
         policy.lag_correlation.copy_(th.as_tensor(memory.lag_correlation()))
         make_room(self.logger, [] if table is None else table.names)
-        for task, (scale, gamma) in enumerate(zip(policy.return_scale.tolist(), policy.gammas.tolist(), strict=True)):
+        for task, scale in enumerate(policy.return_scale.tolist()):
             where = "world_model" if table is None else f"world_model/{table[task].name}"
             self.logger.record(f"{where}/return_scale", scale)
-            self.logger.record(f"{where}/gamma", gamma)
 
     def _learner(self) -> Learner:
         return Learner.of(self)

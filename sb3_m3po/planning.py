@@ -4,7 +4,6 @@ import time
 import warnings
 from typing import Any
 
-import numpy as np
 import torch as th
 from torch import nn
 
@@ -32,30 +31,13 @@ class PlanningPolicy(nn.Module):
 
     world_model: WorldModel
     tasks: TaskReader | None
-    first_gammas: th.Tensor
-    last_gammas: th.Tensor
-    #: Share of the training that is done
-    progress: float = 0.0
+    #: Discount factor of each task, shape ``(n_tasks,)``; ``(1,)`` without tasks
+    gammas: th.Tensor
     planner_kwargs: dict[str, Any]
     planner_config: PlannerConfig
     _planning: PlannerConfig | None
     _planning_milliseconds: float | None
     _noise_bank: dict[tuple[int, int, int], th.Tensor]
-
-    @property
-    def gammas(self) -> th.Tensor:
-        """:return: Discount factor of each task, shape ``(n_tasks,)``; ``(1,)`` without tasks"""
-        return th.lerp(self.first_gammas, self.last_gammas, self.progress * self.world_model.can_terminate)
-
-    def look_ahead(self, progress: float, has_terminated: np.ndarray) -> None:
-        """
-        From now on the model predicts terminations of these tasks too, and with ``gamma="auto"`` their discount rises.
-
-        :param progress: Share of the training that is done
-        :param has_terminated: Whether each task has ever terminated, shape ``(n_tasks,)``
-        """
-        self.progress = progress
-        self.world_model.can_terminate[th.as_tensor(has_terminated, device=self.last_gammas.device)] = 1.0
 
     def of_task(self, per_task: th.Tensor, obs: Any) -> th.Tensor:
         """

@@ -175,9 +175,8 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
             self.register_buffer(name, th.ones(n))
         for name in ("scale_is_known", "gap_median", "lag_correlation"):  # known: from the first nonzero reward on
             self.register_buffer(name, th.zeros(n))
-        for name, finally_ in (("first_gammas", False), ("last_gammas", True)):
-            gammas = (table or TaskTable.anonymous(1)).gammas(self.gamma, self.time_limit, finally_)
-            self.register_buffer(name, th.as_tensor(gammas, dtype=th.float32), persistent=False)
+        gammas = (table or TaskTable.anonymous(1)).gammas(self.gamma, self.time_limit)
+        self.register_buffer("gammas", th.as_tensor(gammas, dtype=th.float32), persistent=False)
 
         # The policy and the critics; the model learns in a phase of its own
         kwargs, model = self.optimizer_kwargs, self.world_model
@@ -307,14 +306,16 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
                 assert isinstance(norm, RunningNorm)
                 norm.update(part.reshape(-1, *part.shape[2:]), tasks)
 
-    def sync(self, return_scale: np.ndarray) -> None:
+    def sync(self, return_scale: np.ndarray, has_terminated: np.ndarray) -> None:
         """
         Copy the networks to their bars, apply the observation statistics, move to new return scales.
 
         :param return_scale: Of each task, as the memory has it: reward units per scaled unit, 0 while no reward was nonzero.
             A scale never shrinks. Shape ``(n_tasks,)``
+        :param has_terminated: Of which tasks the model predicts terminations from now on, shape ``(n_tasks,)``
         """
         with th.no_grad():
+            self.world_model.can_terminate[th.as_tensor(has_terminated, device=self.device)] = 1.0
             scale = self._next_scale(th.as_tensor(return_scale, dtype=th.float32, device=self.device))
             self.bar.load_state_dict(self.world_model.state_dict())
             self.bar_features_extractor.load_state_dict(self.features_extractor.state_dict())
