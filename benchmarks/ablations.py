@@ -30,10 +30,10 @@ PARTS: dict[str, dict[str, list[str]]] = {
         for period in (128, 256)
     },
     "planner": {
-        "none": [],
-        "predict": [],
-        "collect": ["-p", "plan_rollouts:True"],
-        "both": ["-p", "plan_rollouts:True"],
+        "none": ["-p", "plan_rollouts:False"],
+        "predict": ["-p", "plan_rollouts:False"],
+        "collect": [],
+        "both": [],
     },
     "world_model": {"on": [], "off": ["--algo", "benchmarks.model_free:ModelFree"]},
     "pessimism": {str(x): ["-p", f"policy_kwargs.pessimism:{x}"] for x in (0.0, 0.5, 1.0)},
@@ -54,7 +54,7 @@ PLANNED = {"predict": "none", "both": "collect"}
 #: What of these are the defaults
 DEFAULTS = {
     "trust_region": "1.0, 128",
-    "planner": "none",
+    "planner": "collect",
     "world_model": "on",
     "pessimism": "1.0",
     "critics": "2",

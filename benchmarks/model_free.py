@@ -1,5 +1,7 @@
 """M3PO without its world model, to measure what that is worth: the encoder learns from the critics' errors alone."""
 
+from typing import Any
+
 import numpy as np
 import torch as th
 
@@ -41,6 +43,9 @@ class ModelFreeLearner(Learner):
 
 class ModelFree(M3PO):
     """:class:`~sb3_m3po.M3PO` that learns by :class:`ModelFreeLearner`; it can't plan, and has no discrepancy bonus."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{**kwargs, "plan_rollouts": False})
 
     def _learner(self) -> Learner:
         return ModelFreeLearner.of(self)

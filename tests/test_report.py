@@ -137,9 +137,9 @@ def test_ablations_change_one_thing_and_run_the_defaults_once():
     names = {command[command.index("--name") + 1]: command for command in runs}
     assert len(runs) == len(names) * len(ablations.ENV_IDS)
     assert names["ablation"][-5:] == ["--name", "ablation", "--eval-planning", "32", "1"]
-    assert names["ablation,planner=collect"][-5:] == ["-p", "plan_rollouts:True", "--eval-planning", "32", "1"]
-    assert ablations.label("planner", "predict") == "m3po-ablation,planned"
-    assert ablations.label("planner", "both") == "m3po-ablation,planner=collect,planned"
+    assert names["ablation,planner=none"][-5:] == ["-p", "plan_rollouts:False", "--eval-planning", "32", "1"]
+    assert ablations.label("planner", "both") == "m3po-ablation,planned"
+    assert ablations.label("planner", "predict") == "m3po-ablation,planner=none,planned"
     assert names["ablation,trust_region=none-256"][-4:] == ["-p", "target_kl:None", "-p", "sync_interval:256"]
     assert ablations.label("world_model", "off") == "ModelFree-ablation,world_model=off"
     defaults = {name: parameter.default for name, parameter in inspect.signature(M3PO).parameters.items()}
