@@ -38,6 +38,8 @@ PARTS: dict[str, dict[str, list[str]]] = {
     "world_model": {"on": [], "off": ["--algo", "benchmarks.model_free:ModelFree"]},
     "pessimism": {str(x): ["-p", f"policy_kwargs.pessimism:{x}"] for x in (0.0, 0.5, 1.0)},
     "critics": {str(n): ["-p", f"policy_kwargs.n_critics:{n}"] for n in (2, 5, 10)},
+    # Hidden layers of each critic
+    "critic_layers": {"256 256": [], "128": ["-p", "policy_kwargs.net_arch:dict(pi=[256,256],vf=[128])"]},
     "bonus": {str(coef): ["-p", f"bonus_coef:{coef}"] for coef in (0.0, 0.1, 0.3)},
     "utd": {str(ratio): ["-p", f"utd_ratio:{ratio}"] for ratio in (0.125, 0.25, 0.5, 1.0)},
     # As many samples visited, in fewer and larger updates
@@ -58,6 +60,7 @@ DEFAULTS = {
     "world_model": "on",
     "pessimism": "1.0",
     "critics": "2",
+    "critic_layers": "256 256",
     "bonus": "0.0",
     "utd": "1.0",
     "batch": "128 at 1",

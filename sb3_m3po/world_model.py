@@ -35,7 +35,7 @@ class Sizes:
     encoder_arch: list[int] = field(default_factory=lambda: [256])
     model_arch: list[int] = field(default_factory=lambda: [256, 256])
     pi_arch: list[int] = field(default_factory=lambda: [256, 256])
-    critic_arch: list[int] = field(default_factory=lambda: [128])
+    critic_arch: list[int] = field(default_factory=lambda: [256, 256])
     n_critics: int = 2
     pessimism: float = 1.0
     task_embedding_dim: int = 32
