@@ -69,7 +69,7 @@ class M3PO(OnPolicyAlgorithm):
     :param ent_coef: Entropy coefficient; ``"auto"`` learns it (from 0.1 on for Box, from 1 on for discrete actions),
         ``"auto_0.3"`` from 0.3 on
     :param bonus_coef: Weight of the discrepancy bonus, falling to 0 over training
-    :param plan_rollouts: Whether actions are planned while collecting; if not, they come from the policy
+    :param plan_rollouts: Whether actions are planned while collecting; ``None``: if they are Box or Discrete
     :param planner_kwargs: ``n_samples, horizon, n_iterations, n_effective, min_std`` of the planner,
         see :class:`~sb3_m3po.planner.PlannerConfig`
     :param task_key: Key of the task's id in a Dict observation; without it, or for ``None``, there is a single task
@@ -115,7 +115,7 @@ class M3PO(OnPolicyAlgorithm):
         target_kl: float | None = 1.0,
         ent_coef: str | float = "auto",
         bonus_coef: float = 0.0,
-        plan_rollouts: bool = True,
+        plan_rollouts: bool | None = None,
         planner_kwargs: dict[str, Any] | None = None,
         task_key: str | None = "task",
         n_tasks: int | None = None,
@@ -183,6 +183,8 @@ class M3PO(OnPolicyAlgorithm):
     # ----------------------------------------------------------------- set up
 
     def _setup_model(self) -> None:
+        if self.plan_rollouts is None:
+            self.plan_rollouts = isinstance(self.action_space, (spaces.Box, spaces.Discrete))
         check_classes(self)
         check_numbers(self)
         self._setup_lr_schedule()

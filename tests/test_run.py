@@ -359,6 +359,14 @@ def test_exploration_is_logged_only_where_it_happens() -> None:
     assert not [key for key in recorder.keys if key.startswith("exploration/")]
 
 
+@pytest.mark.parametrize(
+    ("space", "plans"), [(BOX_ACTION, True), (spaces.Discrete(3), True), (spaces.MultiDiscrete([2, 3]), False)]
+)
+def test_who_acts_follows_from_the_actions_unless_it_is_said(space: spaces.Space, plans: bool) -> None:
+    assert tiny_model(randoms(action_space=space)).plan_rollouts is plans
+    assert tiny_model(randoms(action_space=space), plan_rollouts=not plans).plan_rollouts is not plans
+
+
 def test_bonus_coefficient_falls_to_zero() -> None:
     values: list[float] = []
     model = tiny_model(randoms(), bonus_coef=0.5)
