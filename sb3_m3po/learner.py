@@ -39,7 +39,7 @@ _Q_RANGE_RATE = 0.7
 #: The same for the median of the gap
 _MEDIAN_RATE = 0.3
 #: Updates of phase B for each of phase A: M3PO learned as much with half as many of the model, at three quarters of the time
-_UPDATES_PER_MODEL_UPDATE = 2
+UPDATES_PER_MODEL_UPDATE = 2
 #: Updates of phase B between two refreshes of the critics' targets
 _TARGET_INTERVAL = 32
 #: Observations that are evaluated at once: their activations stay in the processor's cache
@@ -123,7 +123,7 @@ class Learner:
             ``(ceil(n_updates / 2),)``; sequences of phase B; what the frozen copies say of the observations that need it
         :raises ValueError: if the memory is empty
         """
-        n_model_updates = -(-n_updates // _UPDATES_PER_MODEL_UPDATE)
+        n_model_updates = -(-n_updates // UPDATES_PER_MODEL_UPDATE)
         model_batch = self._sample(n_model_updates, self.horizon)
         value_steps = self.rng.integers(self.horizon + 1, size=n_model_updates)
         policy_batch = self._sample(n_updates, self.n_step_returns)
