@@ -331,14 +331,14 @@ def single_task(steps: int, compiled: bool) -> list[dict[str, Any]]:
     :return: all cells of the tables
     """
     m3po = M3PO("MlpPolicy", vec_env(ENV_ID, 1, 0), seed=0, device="cpu")
-    by_plan = M3PO("MlpPolicy", vec_env(ENV_ID, 1, 0), plan_rollouts=True, seed=0, device="cpu")
+    by_policy = M3PO("MlpPolicy", vec_env(ENV_ID, 1, 0), plan_rollouts=False, seed=0, device="cpu")
     sac = SAC("MlpPolicy", vec_env(ENV_ID, 1, 0), seed=0, device="cpu")
     ppo = PPO("MlpPolicy", vec_env(ENV_ID, 1, 0), seed=0, device="cpu")
-    for model in (m3po, by_plan):
+    for model in (m3po, by_policy):
         model.learn(1_280)  # past learning_starts
     sac.learn(200)
     rows = show(UPDATES, updates(m3po, sac, steps))
-    rows += show(TRAINING, training({"M3PO": m3po, "M3PO, collecting by plan": by_plan, "SAC": sac}, steps))
+    rows += show(TRAINING, training({"M3PO": m3po, "M3PO, collecting by the policy": by_policy, "SAC": sac}, steps))
     rows += show(PREDICTING, predicting(m3po, ppo))
     rows += show(PLANNING, planning(m3po))
     return rows + (show(COMPILING, compiling(m3po, steps)) if compiled else [])

@@ -25,7 +25,7 @@ def main(steps: int = 1_500) -> M3PO:
         loaded = M3PO.load(zip_file, env=gym.make("CartPole-v1"))
         loaded.load_replay_buffer(memory_file)
         print(f"Loaded after {loaded.num_timesteps} steps, {loaded.replay_buffer.size()} of them in memory")
-        # Without the memory it would act with the loaded policy and first refill to `learning_starts`
+        # Without the memory it would act as before and first refill to `learning_starts`
         loaded.learn(steps, reset_num_timesteps=False)
         print(f"Went on to {loaded.num_timesteps} steps and {loaded._n_updates} updates")
     return loaded

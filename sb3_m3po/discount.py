@@ -5,7 +5,7 @@ from typing import Any
 import gymnasium as gym
 from stable_baselines3.common.vec_env import VecEnv
 
-#: Of episodes without a time limit; SB3's own
+#: SB3's own; with ``gamma="auto"`` also the highest, and that of episodes without a time limit
 DEFAULT_GAMMA = 0.99
 #: The name under which Gymnasium's ``TimeLimit`` keeps it
 TIME_LIMIT = "_max_episode_steps"

@@ -38,7 +38,7 @@ _MIN_Q_RANGE = 0.5
 _Q_RANGE_RATE = 0.7
 #: The same for the median of the gap
 _MEDIAN_RATE = 0.3
-#: Updates of phase B for each of phase A: M3PO learned as much with half as many of the model, at three quarters of the time
+#: Updates of phase B for each of phase A: with half as many of the model M3PO learned about as much, in less time
 UPDATES_PER_MODEL_UPDATE = 2
 #: Updates of phase B between two refreshes of the critics' targets
 _TARGET_INTERVAL = 32
@@ -59,7 +59,7 @@ class Learner:
     :param batch_size: Samples per update
     :param horizon: Steps that the world model is unrolled
     :param n_step_returns: Rewards summed in the critics' target before they bootstrap
-    :param gamma: Discount factor
+    :param gamma: Discount factor of a single task, as a number; several tasks have ``policy.gammas``
     :param max_grad_norm: Bound of the gradient's norm
     :param target_kl: Trust region, in nats per state; ``None`` for none
     :param learn_ent_coef: Whether the temperature is learned

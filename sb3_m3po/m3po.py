@@ -56,8 +56,8 @@ class M3PO(OnPolicyAlgorithm):
     :param learning_rate: The learning rate, or a function of the progress remaining; by default it falls from 2e-3 to 2e-4
     :param n_steps: Decisions per environment and rollout; ``None`` for ``max(1, 256 // n_envs)``
     :param batch_size: Samples per update
-    :param utd_ratio: Updates per collected transition
-    :param sync_interval: Updates between two syncs of the frozen copies
+    :param utd_ratio: Updates of critics and policy per collected transition; the world model has half as many
+    :param sync_interval: Updates of critics and policy between two syncs of the frozen copies
     :param gamma: Discount factor; ``"auto"``: by each task's time limit, see :func:`~sb3_m3po.discount.gamma_for`
     :param gae_lambda: Only shapes ``rollout_buffer.returns`` and the logged ``explained_variance``
     :param n_step_returns: Rewards summed in the critics' target before they bootstrap
@@ -69,7 +69,7 @@ class M3PO(OnPolicyAlgorithm):
     :param ent_coef: Entropy coefficient; ``"auto"`` learns it (from 0.1 on for Box, from 1 on for discrete actions),
         ``"auto_0.3"`` from 0.3 on
     :param bonus_coef: Weight of the discrepancy bonus, falling to 0 over training
-    :param plan_rollouts: Whether actions are planned while collecting; ``None``: if they are Box or Discrete
+    :param plan_rollouts: Whether actions are planned while collecting; ``None``: those of Box and Discrete are, others aren't
     :param planner_kwargs: ``n_samples, horizon, n_iterations, n_effective, min_std`` of the planner,
         see :class:`~sb3_m3po.planner.PlannerConfig`
     :param task_key: Key of the task's id in a Dict observation; without it, or for ``None``, there is a single task

@@ -1,4 +1,4 @@
-"""How a policy plans: the switch for predictions, and the two sources of noise, that of collection and that of prediction."""
+"""How a policy plans: the switch for predictions, and their noise, which depends on nothing else."""
 
 import time
 import warnings

@@ -44,7 +44,8 @@ _WITHOUT_ALGO = ("benchmark", "all_plots", "plot_from_file")
 
 #: Networks of the search space: width relative to the defaults
 NETWORKS = {"small": 0.5, "medium": 1.0, "large": 1.5}
-#: A trial takes at most so many times the defaults' time per environment step
+#: An environment step of a trial takes at most as long as so many updates of the defaults, whose own step is one update and
+#: one planned decision
 MAX_COST = 3.0
 
 
@@ -206,7 +207,7 @@ def check_settings(hyperparams: dict[str, Any], config: str) -> None:
 
 def sample_m3po_params(trial: Any, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
     """
-    What Optuna searches: what changes most how M3PO learns, within :data:`MAX_COST` times the defaults' time per step.
+    What Optuna searches: what changes most how M3PO learns, within :data:`MAX_COST`.
 
     :param trial: Optuna's trial
     :param n_actions: Dimensions of a Box action; not read

@@ -78,6 +78,14 @@ def test_every_file_has_its_place() -> None:
     assert sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py")) == sorted(ORDER)
 
 
+def test_the_documentation_has_them_in_this_order() -> None:
+    headings = [
+        line[3:] for line in (PACKAGE.parent / "docs" / "api.md").read_text(encoding="utf-8").splitlines() if "## " in line
+    ]
+    public = [name for name in ORDER if not name.rpartition("/")[2].startswith("_")]
+    assert headings == [f"sb3_m3po.{name.replace('/', '.')}" for name in public]
+
+
 @pytest.mark.parametrize("name", ORDER)
 def test_imports_go_one_way(name: str) -> None:
     above = set(ORDER[: ORDER.index(name)])
