@@ -7,6 +7,7 @@ from typing import Any
 import torch as th
 from torch import nn
 
+from sb3_m3po.actions import GaussianActions
 from sb3_m3po.planner import NoiseSource, Plan, PlannerConfig, plan
 from sb3_m3po.tasks import TaskReader
 from sb3_m3po.world_model import WorldModel
@@ -99,13 +100,26 @@ class PlanningPolicy(nn.Module):
             key = (iteration, horizon, n)
             if key not in self._noise_bank:
                 generator = th.Generator().manual_seed(iteration)
-                self._noise_bank[key] = self.world_model.codec.noise((horizon, 1, n), generator)
+                codec = self.world_model.codec
+                drawn = codec.noise((horizon, 1, n), generator)
+                self._noise_bank[key] = centred(drawn) if isinstance(codec, GaussianActions) else drawn
             return self._noise_bank[key]
 
         deadline = None
         if self._planning_milliseconds is not None:
             deadline = time.perf_counter() + self._planning_milliseconds / 1000
         return self.make_plan(z, config, noise, deadline)
+
+
+def centred(noise: th.Tensor) -> th.Tensor:
+    """
+    Noise that serves every decision must not push them all the same way.
+
+    :param noise: Standard normal, of the planner's sequences, shape ``(horizon, batch, n, noise_dim)``
+    :return: The same with a mean of 0 over each half of the sequences, those of the policy and the wider ones
+    """
+    own = (noise.shape[2] + 1) // 2
+    return th.cat([half - half.mean(2, keepdim=True) for half in (noise[:, :, :own], noise[:, :, own:]) if half.shape[2]], 2)
 
 
 def not_nan(x: th.Tensor) -> th.Tensor:

@@ -46,6 +46,17 @@ def test_switched_on_and_off_by_call(box_model: M3PO) -> None:
     assert np.array_equal(plain, best(box_model))
 
 
+def test_fixed_noise_pushes_no_way(model: M3PO) -> None:
+    """The same noise serves every decision: with a mean of its own it would shift all plans alike."""
+    with model.set_planning(9, 2):
+        best(model)
+    gaussian = isinstance(model.action_space, spaces.Box)
+    for (_, _, n), noise in model.policy._noise_bank.items():
+        own = (n + 1) // 2
+        means = th.stack([noise[:, :, :own].mean(2), noise[:, :, own:].mean(2)])
+        assert (means.abs().max() < 1e-6) == gaussian
+
+
 @pytest.mark.parametrize("off", [0, None])
 def test_contexts_restore_what_was_before(box_model: M3PO, off: int | None) -> None:
     plain = best(box_model)
