@@ -154,7 +154,7 @@ def test_speed(monkeypatch, capsys, tmp_path):
     cases = list(dict.fromkeys((row["measure"], row["case"]) for row in rows))
     assert cases == [
         *(("update", "M3PO"), ("update", "SAC")),
-        *(("training", name) for name in ("M3PO", "M3PO, collecting by plan", "SAC")),
+        *(("training", name) for name in ("M3PO", "M3PO, collecting by the policy", "SAC")),
         *(("predict", "M3PO"), ("predict", "PPO")),
         *(("planned step of environments", n) for n in ("1", "8", "64")),
     ]
