@@ -174,6 +174,14 @@ class CategoricalPlan(Plan):
         return th.cat(chosen, -1), weights.sum(-1).clamp_min(1e-12).log()
 
 
+def own_count(n: int) -> int:
+    """
+    :param n: Sequences of an iteration
+    :return: How many of them, the first ones, are drawn from the policy; the others are wider
+    """
+    return (n + 1) // 2
+
+
 #: Called with ``(horizon, n_samples)``; returns noise ``(horizon, batch or 1, n_samples, noise_dim)``
 NoiseSource = Callable[[int, int], th.Tensor]
 
@@ -244,7 +252,7 @@ def _imagine(
 ) -> _Trajectories:
     horizon, _, n, noise_dim = noise.shape
     batch = len(z)
-    own = th.arange(n, device=z.device) < (n + 1) // 2
+    own = th.arange(n, device=z.device) < own_count(n)
     flat_own = own.repeat(batch).unsqueeze(-1)
     score = th.zeros(batch * n, device=z.device)
     weight = th.ones_like(score)

@@ -8,7 +8,7 @@ import torch as th
 from torch import nn
 
 from sb3_m3po.actions import GaussianActions
-from sb3_m3po.planner import NoiseSource, Plan, PlannerConfig, plan
+from sb3_m3po.planner import NoiseSource, Plan, PlannerConfig, own_count, plan
 from sb3_m3po.tasks import TaskReader
 from sb3_m3po.world_model import WorldModel
 
@@ -118,8 +118,9 @@ def centred(noise: th.Tensor) -> th.Tensor:
     :param noise: Standard normal, of the planner's sequences, shape ``(horizon, batch, n, noise_dim)``
     :return: The same with a mean of 0 over each half of the sequences, those of the policy and the wider ones
     """
-    own = (noise.shape[2] + 1) // 2
-    return th.cat([half - half.mean(2, keepdim=True) for half in (noise[:, :, :own], noise[:, :, own:]) if half.shape[2]], 2)
+    n = noise.shape[2]
+    halves = noise.split([own_count(n), n - own_count(n)], 2)
+    return th.cat([half - half.mean(2, keepdim=True) for half in halves], 2)
 
 
 def not_nan(x: th.Tensor) -> th.Tensor:

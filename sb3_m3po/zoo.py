@@ -261,8 +261,8 @@ def _networks(width: float) -> dict[str, Any]:
 
 def _update_cost(batch_size: int, width: float) -> float:
     """
-    Time of an update, relative to the defaults': calls, which take the same time for any size, and products. A tenth more
-    than measured, since machines differ.
+    Time of an update, relative to the defaults': calls, which take the same time for any size, and products. No less than
+    ``benchmarks.search_space`` measured, since machines differ.
     """
     return 0.45 + 0.65 * batch_size / 128 * width**2
 

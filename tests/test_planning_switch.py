@@ -57,6 +57,13 @@ def test_fixed_noise_pushes_no_way(model: M3PO) -> None:
         assert (means.abs().max() < 1e-6) == gaussian
 
 
+def test_one_sequence_is_that_of_the_policy(box_model: M3PO) -> None:
+    """A single one has no direction but the policy's mode."""
+    plain = best(box_model)
+    with box_model.set_planning(1, 1):
+        assert np.allclose(best(box_model), plain, atol=1e-6)
+
+
 @pytest.mark.parametrize("off", [0, None])
 def test_contexts_restore_what_was_before(box_model: M3PO, off: int | None) -> None:
     plain = best(box_model)

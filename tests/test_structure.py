@@ -79,9 +79,8 @@ def test_every_file_has_its_place() -> None:
 
 
 def test_the_documentation_has_them_in_this_order() -> None:
-    headings = [
-        line[3:] for line in (PACKAGE.parent / "docs" / "api.md").read_text(encoding="utf-8").splitlines() if "## " in line
-    ]
+    lines = (PACKAGE.parent / "docs" / "api.md").read_text(encoding="utf-8").splitlines()
+    headings = [line.removeprefix("## ") for line in lines if line.startswith("## ")]
     public = [name for name in ORDER if not name.rpartition("/")[2].startswith("_")]
     assert headings == [f"sb3_m3po.{name.replace('/', '.')}" for name in public]
 
