@@ -20,7 +20,7 @@ class ModelFreeLearner(Learner):
 
     def fit_world_model(self, batch: Sequences, value_steps: np.ndarray, frozen: Frozen) -> dict[str, float]:
         """
-        :param batch: ``batch_size`` sequences of ``horizon`` steps for each update, of which all rewards are summed
+        :param batch: ``n_updates * batch_size`` sequences of ``horizon`` steps, of which all rewards are summed
         :param value_steps: Not read
         :param frozen: What the frozen copies say of them
         :return: Mean loss and norm of the gradient, by ``world_model/name``

@@ -138,10 +138,9 @@ def updates(m3po: M3PO, sac: SAC, steps: int) -> Iterator[Row]:
     :param steps: environment steps to go on for, in all rounds
     :return: rows of the table
     """
-    # an update of M3PO is one of critics and policy, and its share of one of the world model, on sequences
-    share = 1 / learner.UPDATES_PER_MODEL_UPDATE
-    rows = {"M3PO": m3po.batch_size * (1 + share), "SAC": sac.batch_size}
-    transitions = {"M3PO": m3po.batch_size * (1 + share * m3po.horizon), "SAC": sac.batch_size}
+    # an update of M3PO is one of the world model, on sequences, and one of critics and policy
+    rows = {"M3PO": 2 * m3po.batch_size, "SAC": sac.batch_size}
+    transitions = {"M3PO": m3po.batch_size * (m3po.horizon + 1), "SAC": sac.batch_size}
     times = time_updates_in_turn({"M3PO": m3po, "SAC": sac}, steps)
     for name, rounds in times.items():
         wall, cpu = (list(x) for x in zip(*rounds, strict=True))

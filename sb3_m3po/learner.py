@@ -38,8 +38,6 @@ _MIN_Q_RANGE = 0.5
 _Q_RANGE_RATE = 0.7
 #: The same for the median of the gap
 _MEDIAN_RATE = 0.3
-#: Updates of phase B for each of phase A: with half as many of the model M3PO learned about as much, in less time
-UPDATES_PER_MODEL_UPDATE = 2
 #: Updates of phase B between two refreshes of the critics' targets
 _TARGET_INTERVAL = 32
 #: Observations that are evaluated at once: their activations stay in the processor's cache
@@ -104,7 +102,7 @@ class Learner:
 
     def run(self, n_updates: int) -> dict[str, float]:
         """
-        :param n_updates: Updates of critics and policy; the world model has half as many
+        :param n_updates: Updates of each phase
         :return: Mean of every logged quantity, by its logged name; the coefficients as they are at the end
         :raises ValueError: if the memory is empty
         """
@@ -118,23 +116,20 @@ class Learner:
         Until the next sync the frozen copies are functions of the observation alone, so they are evaluated once per
         distinct observation and not once per visit: most of an update's arithmetic would be theirs.
 
-        :param n_updates: Updates of phase B
-        :return: Sequences of phase A; the step of them whose model-based value each of its updates fits, shape
-            ``(ceil(n_updates / 2),)``; sequences of phase B; what the frozen copies say of the observations that need it
+        :param n_updates: Updates of each phase
+        :return: Sequences of phase A; the step of them whose model-based value each update fits, shape ``(n_updates,)``;
+            sequences of phase B; what the frozen copies say of the observations that need it
         :raises ValueError: if the memory is empty
         """
-        n_model_updates = -(-n_updates // UPDATES_PER_MODEL_UPDATE)
-        model_batch = self._sample(n_model_updates, self.horizon)
-        value_steps = self.rng.integers(self.horizon + 1, size=n_model_updates)
-        policy_batch = self._sample(n_updates, self.n_step_returns)
+        n = n_updates * self.batch_size
+        model_batch = Sequences(self.memory.sample(n, self.horizon, self.rng), self.policy)
+        value_steps = self.rng.integers(self.horizon + 1, size=n_updates)
+        policy_batch = Sequences(self.memory.sample(n, self.n_step_returns, self.rng), self.policy)
         valued = [self._valued(model_batch, value_steps), self._bootstraps(policy_batch, slice(self._target_samples))]
         if self.bonus_coef > 0:
             valued.append(policy_batch.states[1])
         frozen = self._evaluate_frozen(model_batch.states[1:], policy_batch.states[0], np.unique(np.concatenate(valued)))
         return model_batch, value_steps, policy_batch, frozen
-
-    def _sample(self, n_updates: int, length: int) -> Sequences:
-        return Sequences(self.memory.sample(n_updates * self.batch_size, length, self.rng), self.policy)
 
     def _valued(self, batch: Sequences, value_steps: np.ndarray) -> np.ndarray:
         """:return: The states whose model-based value is fitted, one per sequence"""
@@ -219,8 +214,8 @@ class Learner:
         """
         Phase A: train encoder, dynamics, outcome heads and the model-based value.
 
-        :param batch: ``batch_size`` sequences of ``horizon`` steps for each update
-        :param value_steps: The step whose value each update fits, from 0 to the horizon, shape ``(updates,)``
+        :param batch: ``n_updates * batch_size`` sequences of ``horizon`` steps
+        :param value_steps: The step whose value each update fits, from 0 to the horizon, shape ``(n_updates,)``
         :param frozen: What the frozen copies say of them, from :meth:`draw`
         :return: Means of what is logged, by ``world_model/name``
         """

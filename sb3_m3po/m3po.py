@@ -56,8 +56,8 @@ class M3PO(OnPolicyAlgorithm):
     :param learning_rate: The learning rate, or a function of the progress remaining; by default it falls from 2e-3 to 2e-4
     :param n_steps: Decisions per environment and rollout; ``None`` for ``max(1, 256 // n_envs)``
     :param batch_size: Samples per update
-    :param utd_ratio: Updates of critics and policy per collected transition; the world model has half as many
-    :param sync_interval: Updates of critics and policy between two syncs of the frozen copies
+    :param utd_ratio: Updates per collected transition
+    :param sync_interval: Updates between two syncs of the frozen copies
     :param gamma: Discount factor; ``"auto"``: by each task's time limit, see :func:`~sb3_m3po.discount.gamma_for`
     :param gae_lambda: Only shapes ``rollout_buffer.returns`` and the logged ``explained_variance``
     :param n_step_returns: Rewards summed in the critics' target before they bootstrap

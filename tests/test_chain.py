@@ -279,15 +279,6 @@ def test_frozen_values_are_evaluated_where_they_are_read() -> None:
     assert th.equal(th.as_tensor(frozen.states[frozen.rows(model_batch.states[1:])]), th.as_tensor(model_batch.states[1:]))
 
 
-def test_the_model_has_half_as_many_updates_as_the_critics() -> None:
-    learner = Setup(ACTIONS["box"]).learner
-    for n_updates, of_the_model in ((1, 1), (4, 2), (5, 3)):
-        model_batch, value_steps, policy_batch, _ = learner.draw(n_updates)
-        assert len(value_steps) == of_the_model
-        assert model_batch.actions.shape[1] == of_the_model * learner.batch_size
-        assert policy_batch.actions.shape[1] == n_updates * learner.batch_size
-
-
 def test_the_model_fits_the_value_of_the_step_that_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     learner = Setup(ACTIONS["box"]).learner
     batch, value_steps, _, frozen = learner.draw(n_updates=40)
