@@ -40,6 +40,9 @@ class ModelFreeLearner(Learner):
             means.add(loss=loss, grad_norm=self._descend(loss, policy.model_optimizer, learned))
         return means.read("world_model")
 
+    def _lookahead_gamma(self, z: th.Tensor) -> None:
+        """There is no model to look ahead with."""
+
 
 class ModelFree(M3PO):
     """:class:`~sb3_m3po.M3PO` that learns by :class:`ModelFreeLearner`; it can't plan, and has no discrepancy bonus."""

@@ -44,6 +44,8 @@ class GaussianActions(nn.Module):
     log_std_bounds: ClassVar[tuple[float, float]] = (-4.0, 0.5)
     #: Entropy coefficient to begin with
     ent_coef: ClassVar[float] = 0.1
+    #: By how much of itself the target entropy falls over the training: to SAC's
+    entropy_fall: ClassVar[float] = 1.0
 
     def __init__(self, space: spaces.Box, log_std_init: float = 0.0):
         super().__init__()
@@ -51,7 +53,7 @@ class GaussianActions(nn.Module):
         self.input_dim = int(np.prod(space.shape))
         self.output_dim = self.params_dim = 2 * self.input_dim
         self.noise_dim = self.input_dim
-        #: In nats; with tasks of different sizes one for each, shape ``(n_tasks,)``
+        #: In nats, as the training begins; with tasks of different sizes one for each, shape ``(n_tasks,)``
         self.target_entropy: float | th.Tensor = -0.5 * self.input_dim
         low, high = self.log_std_bounds
         if not low < log_std_init < high:
@@ -224,6 +226,7 @@ class CategoricalActions(nn.Module):
 
     #: Entropy coefficient to begin with: many actions must be tried before one of them may be certain
     ent_coef: ClassVar[float] = 1.0
+    entropy_fall: ClassVar[float] = 0.0
     start: th.Tensor
     penalty: th.Tensor
     uniform: th.Tensor

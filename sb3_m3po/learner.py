@@ -1,7 +1,6 @@
 """What happens between two syncs: phase A fits the world model, phase B improves critics and policy."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +26,7 @@ from sb3_m3po.losses import (
 )
 from sb3_m3po.math import decode, two_hot
 from sb3_m3po.memory import ReplayMemory
+from sb3_m3po.nets import without_gradient
 from sb3_m3po.policies import WorldModelPolicy
 from sb3_m3po.world_model import WorldModel
 
@@ -62,6 +62,7 @@ class Learner:
     :param target_kl: Trust region, in nats per state; ``None`` for none
     :param learn_ent_coef: Whether the temperature is learned
     :param bonus_coef: Today's weight of the discrepancy bonus
+    :param progress: Share of the training that lies behind, from 0 to 1
     """
 
     policy: WorldModelPolicy
@@ -77,6 +78,7 @@ class Learner:
     target_kl: float | None
     learn_ent_coef: bool
     bonus_coef: float
+    progress: float
 
     @classmethod
     def of(cls, model: Any) -> "Learner":
@@ -98,6 +100,7 @@ class Learner:
             target_kl=model.target_kl,
             learn_ent_coef=isinstance(model.ent_coef, str),
             bonus_coef=model.bonus_coef * model._current_progress_remaining,
+            progress=1 - model._current_progress_remaining,
         )
 
     def run(self, n_updates: int) -> dict[str, float]:
@@ -255,7 +258,7 @@ class Learner:
         """
         policy, means, bonus_means = self.policy, Means(), Means()
         learned = policy.optimizer.param_groups[0]["params"]
-        with _without_gradient(policy.world_model.trunk):
+        with without_gradient(policy.world_model.trunk, policy.world_model.heads):
             prepared = self._prepare(batch, frozen)
             for i, rows in enumerate(self._updates(len(prepared.z))):
                 if i and i % _TARGET_INTERVAL == 0:
@@ -369,8 +372,12 @@ class Learner:
         policy, model = self.policy, self.policy.world_model
         q_range = model.at(policy.q_range.clamp_min(_MIN_Q_RANGE), part.z)
         ent_coef, kl_coef = model.at(policy.log_ent_coef.detach().exp(), part.z), policy.log_kl_coef.detach().exp()
-        terms = policy_terms(model, part.z, part.anchor, part.noise, q_range, ent_coef)
+        terms = policy_terms(model, part.z, part.anchor, part.noise, q_range, ent_coef, self._lookahead_gamma(part.z))
         return trust_region_loss(terms, self.target_kl, kl_coef), terms
+
+    def _lookahead_gamma(self, z: th.Tensor) -> th.Tensor | None:
+        """:return: The discount factor of the step that the policy's gain looks ahead, as :func:`policy_terms` takes it"""
+        return self.policy.world_model.at(self.policy.gammas, z)
 
     def _step_coefs(self, terms: PolicyTerms, tasks: th.Tensor | None) -> None:
         """
@@ -381,7 +388,8 @@ class Learner:
         policy = self.policy
         with th.no_grad():
             if self.learn_ent_coef:
-                target = policy.world_model.codec.target_entropy
+                codec = policy.world_model.codec
+                target = codec.target_entropy * (1 + codec.entropy_fall * self.progress)
                 excess = excess_entropy(terms.entropy, target, tasks, len(policy.log_ent_coef))
                 policy.log_ent_coef.grad = excess * th.as_tensor(self.memory.is_informative, device=excess.device)
             if self.target_kl is not None:
@@ -424,18 +432,6 @@ class Means:
         :return: Means by ``prefix/name``
         """
         return {f"{prefix}/{name}": (value / self._count).item() for name, value in self._sums.items()}
-
-
-@contextmanager
-def _without_gradient(module: th.nn.Module) -> Iterator[None]:
-    """An interrupt leaves the parameters as they were, too."""
-    wanted = [parameter.requires_grad for parameter in module.parameters()]
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter, wants in zip(module.parameters(), wanted, strict=True):
-            parameter.requires_grad_(wants)
 
 
 def _pieces(n: int) -> Iterator[slice]:

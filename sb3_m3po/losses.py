@@ -169,19 +169,27 @@ class PolicyTerms(NamedTuple):
 
 
 def policy_terms(
-    model: WorldModel, z: th.Tensor, anchor: th.Tensor, noise: th.Tensor, q_range: th.Tensor, ent_coef: th.Tensor
+    model: WorldModel,
+    z: th.Tensor,
+    anchor: th.Tensor,
+    noise: th.Tensor,
+    q_range: th.Tensor,
+    ent_coef: th.Tensor,
+    gamma: th.Tensor | None,
 ) -> PolicyTerms:
     """
-    ``gain = mean_k Q_k / S - alpha log pi``, pathwise or as an exact expectation, and the distance to the last sync.
+    ``gain = q / S - alpha log pi``, pathwise or as an exact expectation, and the distance to the last sync.
 
-    The entropy is SAC's (arXiv 1812.05905), the range that divides Q is TD-MPC2's (arXiv 2310.16828).
+    The entropy is SAC's (arXiv 1812.05905), the range that divides q is TD-MPC2's (arXiv 2310.16828). ``q`` is the mean of the
+    critics; of sampled actions it is half of that, and half :func:`lookahead_value`.
 
-    :param model: Policy and critics; no gradient reaches the critics' parameters
+    :param model: Policy, critics and world model; no gradient reaches the critics' parameters
     :param z: ``h(o)``, shape ``(batch, z_dim)``
     :param anchor: Parameters of ``pi_bar(. | h_bar(o))``, shape ``(batch, params_dim)``
     :param noise: From ``codec.noise``, shape ``(batch, noise_dim)``; not read for enumerable actions
     :param q_range: ``S`` in scaled units, shape ``(1,)`` or, with tasks, ``(batch,)``
     :param ent_coef: ``alpha``, likewise
+    :param gamma: Discount factor, likewise; ``None`` for the critics alone
     :return: The terms, each of shape ``(batch,)``
     """
     codec: ActionCodec = model.codec
@@ -195,12 +203,38 @@ def policy_terms(
         value = (codec.joint_log_prob(params).exp() * q).sum(-1)
         return PolicyTerms(value / q_range + ent_coef * entropy, entropy, kl, th.zeros_like(kl))
     a, log_prob = codec.sample(params, noise)
-    q = decode(model.critic_logits(model.features(z, a), frozen=True), model.bins).mean(0)
+    f = model.features(z, a)
+    q = decode(model.critic_logits(f, frozen=True), model.bins).mean(0)
+    if gamma is not None:
+        q = (q + lookahead_value(model, z, f, noise.roll(1, 0), gamma)) / 2
     if isinstance(codec, GaussianActions):
         entropy, penalty = -log_prob, MEAN_PENALTY * codec.gaussian(params)[0].square().sum(-1)
     else:
         entropy, penalty = codec.entropy(params), th.zeros_like(kl)
     return PolicyTerms(q / q_range + ent_coef * entropy, entropy, kl, penalty)
+
+
+def lookahead_value(model: WorldModel, z: th.Tensor, f: th.Tensor, noise: th.Tensor, gamma: th.Tensor) -> th.Tensor:
+    """
+    ``r + gamma (1 - d) mean_k Q_k(z', a')``, all of it predicted: the value gradient of a model's step (SVG(1),
+    arXiv 1510.09142).
+
+    Critics tell states apart better than actions, whose share in a return is small beside the noise of its target; the model
+    learns from every transition what an action does.
+
+    :param model: World model, policy and critics; no gradient reaches the critics' parameters
+    :param z: Latents, shape ``(batch, z_dim)``
+    :param f: Features of a step from there, shape ``(batch, trunk_dim)``
+    :param noise: Of the next action, shape ``(batch, noise_dim)``
+    :param gamma: Discount factor, shape ``(1,)`` or, with tasks, ``(batch,)``
+    :return: In scaled units, shape ``(batch,)``
+    """
+    next_latent, reward_logits, termination_logit = model.outcome(f)
+    next_z = model.follow(z, next_latent)
+    next_a, _ = model.codec.sample(model.prior(next_z), noise)
+    going_on = 1 - th.sigmoid(termination_logit) * model.at(model.can_terminate, z)
+    next_q = decode(model.critic_logits(model.features(next_z, next_a), frozen=True), model.bins).mean(0)
+    return decode(reward_logits, model.bins) + gamma * going_on * next_q
 
 
 def trust_region_loss(terms: PolicyTerms, target_kl: float | None, kl_coef: th.Tensor) -> th.Tensor:

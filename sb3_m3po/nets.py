@@ -1,5 +1,7 @@
 """Building blocks of the networks: normalised layers, the simplicial latent, a batched ensemble, running statistics."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -187,3 +189,21 @@ class RunningNorm(nn.Module):
         shift, scale = (self.shift, self.scale) if tasks is None else (self.shift[tasks], self.scale[tasks])
         # The floor again: parameters set by hand may be anything
         return ((x - shift) / scale.clamp_min(self.min_std)).clamp(-self.clip, self.clip)
+
+
+@contextmanager
+def without_gradient(*modules: th.nn.Module) -> Iterator[None]:
+    """
+    Let no gradient reach some parameters; an interrupt leaves them as they were, too.
+
+    :param modules: Whose parameters
+    """
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    wanted = [parameter.requires_grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, wants in zip(parameters, wanted, strict=True):
+            parameter.requires_grad_(wants)

@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_m3po import M3PO
-from sb3_m3po.actions import CategoricalActions
+from sb3_m3po.actions import CategoricalActions, GaussianActions
 from sb3_m3po.learner import Learner
 from sb3_m3po.losses import ModelTargets, PolicyTerms, critic_loss, policy_terms, trust_region_loss, world_model_loss
 from sb3_m3po.masked_actions import make_action_codec
@@ -25,6 +25,7 @@ ACTIONS: dict[str, spaces.Space] = {
 }
 SIZES = dict(latent_dim=16, encoder_arch=[12], model_arch=[20, 14], pi_arch=[10], critic_arch=[9], n_critics=3)
 FEATURES, BATCH, HORIZON = 5, 6, 3
+GAMMA = th.tensor([0.9])
 #: Parts of the model; the model's value network has a trunk and a head
 MODEL_PARTS = {"encoder", "trunk", "heads", "value_trunk", "value_head"}
 PARTS = {*MODEL_PARTS, "critics", "actor"}
@@ -227,11 +228,12 @@ def test_model_loss_reaches_the_encoder_through_each_of_its_parts() -> None:
 @every_kind
 def test_policy_loss_trains_the_actor_only(space: spaces.Space) -> None:
     model = filled_model(space)
-    model.trunk.requires_grad_(False)  # as in phase B
+    for module in (model.trunk, model.heads):
+        module.requires_grad_(False)  # as in phase B
     z = model.encode(normal(BATCH, FEATURES)).detach()
     anchor = model.prior(z).detach() + 0.01
     noise = model.codec.noise((BATCH,), th.Generator().manual_seed(0))
-    terms = policy_terms(model, z, anchor, noise, th.ones(1), 0.1 * th.ones(1))
+    terms = policy_terms(model, z, anchor, noise, th.ones(1), 0.1 * th.ones(1), GAMMA)
     trust_region_loss(terms, None, th.ones(1)).backward()
     assert moved(model) == {"actor"}
 
@@ -243,7 +245,7 @@ def test_policy_outside_of_its_region_is_drawn_back(space: spaces.Space, kl_coef
     z = model.encode(normal(BATCH, FEATURES)).detach()
     anchor = model.prior(z).detach().roll(1, 0)
     noise = model.codec.noise((BATCH,), th.Generator().manual_seed(0))
-    terms = policy_terms(model, z, anchor, noise, th.ones(1), th.zeros(1))
+    terms = policy_terms(model, z, anchor, noise, th.ones(1), th.zeros(1), GAMMA)
     parameters = list(model.actor.parameters())
     pulled = th.autograd.grad(trust_region_loss(terms, 1e-9, th.tensor(kl_coef)), parameters, retain_graph=True)
     expected = th.autograd.grad(kl_coef * terms.kl.mean() + terms.penalty.mean(), parameters)
@@ -262,17 +264,27 @@ def test_critic_loss_trains_the_critics_only(space: spaces.Space) -> None:
 
 
 @every_kind
-def test_policy_gradient_is_that_of_the_mean_critic(space: spaces.Space) -> None:
+@pytest.mark.parametrize("gamma", [None, GAMMA])
+def test_policy_gradient_is_that_of_the_mean_critic_and_of_a_step_of_the_model(
+    space: spaces.Space, gamma: th.Tensor | None
+) -> None:
     model = filled_model(space)
+    model.can_terminate.fill_(1)
     codec = model.codec
     z = model.encode(normal(BATCH, FEATURES)).detach()
     anchor, noise = model.prior(z).detach(), codec.noise((BATCH,), th.Generator().manual_seed(0))
-    terms = policy_terms(model, z, anchor, noise, 4 * th.ones(1), th.zeros(1))
+    terms = policy_terms(model, z, anchor, noise, 4 * th.ones(1), th.zeros(1), gamma)
     params = model.prior(z)
     if isinstance(codec, CategoricalActions) and codec.enumerable:
         gain = (params.exp() * model.action_values(z).mean(0)).sum(-1) / 4
     else:
-        gain = model.action_values(z, codec.sample(params, noise)[0]).mean(0) / 4
+        a = codec.sample(params, noise)[0]
+        gain = model.action_values(z, a).mean(0) / 4
+        if gamma is not None:
+            next_z, reward, termination = model.step(z, a)
+            next_a = codec.sample(model.prior(next_z), noise.roll(1, 0))[0]
+            looked_ahead = reward + gamma * (1 - termination) * model.action_values(next_z, next_a).mean(0)
+            gain = (gain + looked_ahead / 4) / 2
     assert th.allclose(terms.gain, gain, atol=1e-6)
     parameters = list(model.actor.parameters())
     gradients = (th.autograd.grad(x.sum(), parameters) for x in (terms.gain, gain))
@@ -310,11 +322,16 @@ def test_each_phase_changes_its_own_parts(space: spaces.Space) -> None:
 
 @every_kind
 @pytest.mark.parametrize("excess", [-0.5, 0.5])
-def test_temperature_and_multiplier_move_against_the_excess(space: spaces.Space, excess: float) -> None:
+@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
+def test_temperature_and_multiplier_move_against_the_excess(space: spaces.Space, excess: float, progress: float) -> None:
     model = tiny_model(randoms(action_space=space), target_kl=0.3)
+    model._current_progress_remaining = 1 - progress
     policy, learner, zeros = model.policy, Learner.of(model), th.zeros(4)
     model.replay_buffer.is_informative[:] = True
-    entropy = policy.world_model.codec.target_entropy + excess + zeros
+    codec = policy.world_model.codec
+    # Of a Box it falls from -0.5 to -1 for each dimension
+    falls = progress if isinstance(codec, GaussianActions) else 0.0
+    entropy = codec.target_entropy * (1 + falls) + excess + zeros
     for group in policy.coef_optimizer.param_groups:
         group["lr"] *= group["speed"]
     before = [policy.log_ent_coef.item(), policy.log_kl_coef.item()]
