@@ -164,7 +164,7 @@ class Slow(RandomEnv):
 
 
 @pytest.mark.parametrize("plan_rollouts", [False, True])
-@pytest.mark.parametrize("env, at_last", [(Slow, (0.0, 0.8)), (RandomEnv, (0.0,))])
+@pytest.mark.parametrize("env, at_last", [(Slow, (0.0, 0.8, 0.95, 0.99)), (RandomEnv, (0.0,))])
 def test_box_noise_remembers_where_observations_are_slow(
     env: type[RandomEnv], at_last: tuple[float, ...], plan_rollouts: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
