@@ -67,6 +67,7 @@ class Run:
         their rows are those of a variant of its own
     :param grown_from: the set of tasks whose final model takes these tasks in, or ``None`` to begin anew
     :param train: what of it then learns, ``"all"`` or ``"new"``
+    :param matmul: PyTorch's precision of matrix products
     """
 
     algo: str
@@ -82,6 +83,7 @@ class Run:
     eval_planning: tuple[int, int] | None = None
     grown_from: str | None = None
     train: str = "all"
+    matmul: str = "highest"
     provenance: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -366,6 +368,7 @@ def train(run: Run) -> None:
         print(f"{run.csv_path(run.variant)}: done already", flush=True)
         return
     th.set_num_threads(1)
+    th.set_float32_matmul_precision(run.matmul)
     checkpoint, state = last_checkpoint(run)
     for path in map(run.csv_path, run.evaluations):
         write_rows(path, [row for row in read_rows(path) if int(row["steps"]) <= state["steps"]], run.columns)
@@ -428,6 +431,7 @@ def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--grown-from", metavar="TASKS", help="take the tasks into the final model of another set's run")
     parser.add_argument("--train", default="all", help="what a grown model learns: all, or new")
+    parser.add_argument("--matmul", default="highest", choices=["highest", "high", "medium"], help="PyTorch's precision of products")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process with one thread")
@@ -447,6 +451,7 @@ def settings_options(args: argparse.Namespace) -> list[str]:
     options += ["--eval-planning", *map(str, args.eval_planning)] if args.eval_planning else []
     options += ["--grown-from", args.grown_from] if args.grown_from else []
     options += ["--train", args.train] if args.train != "all" else []
+    options += ["--matmul", args.matmul] if args.matmul != "highest" else []
     options += ["--out", str(args.out)] if args.out != RESULTS else []
     return options + (["--checkpoints", str(args.checkpoints)] if args.checkpoints != CHECKPOINTS else [])
 
@@ -469,7 +474,7 @@ def make_run(args: argparse.Namespace, seed: int) -> Run:
     command = shlex.join(["python", "-m", "benchmarks.run", *options])
     run = Run(args.algo.split(":")[-1], variant, args.env, seed, args.steps, settings, command)
     run.out, run.checkpoints = args.out, args.checkpoints
-    run.reward_scale = args.reward_scale
+    run.reward_scale, run.matmul = args.reward_scale, args.matmul
     run.grown_from, run.train = args.grown_from, args.train
     run.eval_planning = tuple(args.eval_planning) if args.eval_planning else None
     return run

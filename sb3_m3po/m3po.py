@@ -31,7 +31,7 @@ from sb3_m3po.checks import (
     known_ent_coef,
     warn_of_reward_normalisation,
 )
-from sb3_m3po.discount import DEFAULT_GAMMA, common_time_limit
+from sb3_m3po.discount import common_time_limit
 from sb3_m3po.growth import check_growth, misfits_explained, take_over
 from sb3_m3po.learner import Learner
 from sb3_m3po.memory import ReplayMemory
@@ -58,7 +58,7 @@ class M3PO(OnPolicyAlgorithm):
     :param batch_size: Samples per update
     :param utd_ratio: Updates per collected transition
     :param sync_interval: Updates between two syncs of the frozen copies
-    :param gamma: Discount factor; ``"auto"``: by each task's time limit, see :func:`~sb3_m3po.discount.gamma_for`
+    :param gamma: Discount factor; ``"auto"``: by time limit and terminations, see :func:`~sb3_m3po.discount.gamma_for`
     :param gae_lambda: Only shapes ``rollout_buffer.returns`` and the logged ``explained_variance``
     :param n_step_returns: Rewards summed in the critics' target before they bootstrap
     :param horizon: Steps that the world model is unrolled in training
@@ -106,7 +106,7 @@ class M3PO(OnPolicyAlgorithm):
         batch_size: int = 128,
         utd_ratio: float = 1.0,
         sync_interval: int = 128,
-        gamma: float | str = DEFAULT_GAMMA,
+        gamma: float | str = "auto",
         gae_lambda: float = 0.95,
         n_step_returns: int = 3,
         horizon: int = 3,

@@ -32,13 +32,19 @@ class PlanningPolicy(nn.Module):
 
     world_model: WorldModel
     tasks: TaskReader | None
-    #: Discount factor of each task, shape ``(n_tasks,)``; ``(1,)`` without tasks
-    gammas: th.Tensor
+    #: Discount factors of tasks that only their time limit ends, and of those that have ever terminated
+    lasting_gammas: th.Tensor
+    ending_gammas: th.Tensor
     planner_kwargs: dict[str, Any]
     planner_config: PlannerConfig
     _planning: PlannerConfig | None
     _planning_milliseconds: float | None
     _noise_bank: dict[tuple[int, int, int], th.Tensor]
+
+    @property
+    def gammas(self) -> th.Tensor:
+        """:return: Discount factor of each task, shape ``(n_tasks,)``; ``(1,)`` without tasks"""
+        return th.where(self.world_model.can_terminate > 0, self.ending_gammas, self.lasting_gammas)
 
     def of_task(self, per_task: th.Tensor, obs: Any) -> th.Tensor:
         """

@@ -19,7 +19,6 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_m3po.actions import GaussianActions, SquashedGaussian
-from sb3_m3po.discount import DEFAULT_GAMMA
 from sb3_m3po.masked_actions import make_action_codec
 from sb3_m3po.nets import RunningNorm
 from sb3_m3po.optim import FusedAdamW
@@ -104,7 +103,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         task_embedding_dim: int = 32,
         task_key: str | None = "task",
         n_tasks: int | None = None,
-        gamma: float | str = DEFAULT_GAMMA,
+        gamma: float | str = "auto",
         time_limit: int | None = None,
         planner_kwargs: dict[str, Any] | None = None,
     ):
@@ -175,8 +174,9 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
             self.register_buffer(name, th.ones(n))
         for name in ("scale_is_known", "gap_median", "lag_correlation"):  # known: from the first nonzero reward on
             self.register_buffer(name, th.zeros(n))
-        gammas = (table or TaskTable.anonymous(1)).gammas(self.gamma, self.time_limit)
-        self.register_buffer("gammas", th.as_tensor(gammas, dtype=th.float32), persistent=False)
+        for name, can_terminate in (("lasting_gammas", False), ("ending_gammas", True)):
+            gammas = (table or TaskTable.anonymous(1)).gammas(self.gamma, self.time_limit, can_terminate)
+            self.register_buffer(name, th.as_tensor(gammas, dtype=th.float32), persistent=False)
 
         # The policy and the critics; the model learns in a phase of its own
         kwargs, model = self.optimizer_kwargs, self.world_model

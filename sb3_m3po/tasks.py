@@ -131,14 +131,15 @@ class TaskTable(Sequence[TaskSpec]):
         own = np.array([width if spec.action_dim is None else spec.action_dim for spec in self.specs])
         return np.arange(width) < own[:, None]
 
-    def gammas(self, default: float | str, time_limit: int | None = None) -> np.ndarray:
+    def gammas(self, default: float | str, time_limit: int | None = None, can_terminate: bool = False) -> np.ndarray:
         """
         :param default: Discount of the tasks that have none of their own; ``"auto"`` for :func:`~sb3_m3po.discount.gamma_for`
         :param time_limit: Of the tasks that know none of their own
+        :param can_terminate: Whether their episodes can end before
         :return: Shape ``(n_tasks,)``
         """
         limits = [spec.time_limit or time_limit for spec in self.specs]
-        defaults = [gamma_for(limit) if isinstance(default, str) else default for limit in limits]
+        defaults = [gamma_for(limit, can_terminate) if isinstance(default, str) else default for limit in limits]
         return np.array([own if spec.gamma is None else spec.gamma for spec, own in zip(self.specs, defaults, strict=True)])
 
 

@@ -52,6 +52,29 @@ def test_rule(time_limit: int | None, gamma: float) -> None:
     assert gamma_for(time_limit) == pytest.approx(gamma)
 
 
+@pytest.mark.parametrize(("time_limit", "gamma"), [(None, 0.99), (200, 0.975), (500, 0.99), (800, 0.99375), (1000, 0.995)])
+def test_rule_of_episodes_that_can_end_early(time_limit: int | None, gamma: float) -> None:
+    assert gamma_for(time_limit, can_terminate=True) == pytest.approx(gamma)
+
+
+class Falling(Endless):
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return np.zeros(2, np.float32), 1.0, True, False, {}
+
+
+def test_it_grows_with_the_first_termination_and_is_loaded(tmp_path: Path) -> None:
+    """By default, of one task and of that one of two that terminates; a number stays."""
+    makers = [partial(TimeLimit, Falling(), 1_000), partial(limited, 1_000)]
+    for number, gammas in (({}, [0.995, 0.99]), ({"gamma": 0.9}, [0.9, 0.9])):
+        model = tiny_model(makers[0](), **number)
+        assert model.policy.gammas.tolist() == pytest.approx(gammas[1:])
+        model.learn(64).save(tmp_path / "model")
+        assert model.policy.gammas.tolist() == M3PO.load(tmp_path / "model").policy.gammas.tolist() == pytest.approx(gammas[:1])
+        env = make_multitask_vec_env([Task(maker, name) for maker, name in zip(makers, ("falling", "lasting"), strict=True)])
+        tasks = tiny_model(env, "MultiInputPolicy", **number).learn(64)
+        assert tasks.policy.gammas.tolist() == pytest.approx(gammas)
+
+
 def test_learning_goes_by_it() -> None:
     model = tiny_model(limited(200), gamma="auto").learn(64)
     # The rewards are 1, so the scale is that of the mean reward: a tenth of 1 / (1 - gamma)
