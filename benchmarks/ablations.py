@@ -48,7 +48,7 @@ PARTS: dict[str, dict[str, list[str]]] = {
         **{f"{n} at {128 / n:g}": ["-p", f"batch_size:{n}", "-p", f"utd_ratio:{128 / n:g}"] for n in (256, 512)},
     },
     "envs": {str(n): ["--n-envs", str(n)] for n in (1, 16, 256)},
-    "gamma": {"0.99": [], "0.995": ["-p", "gamma:0.995"]},
+    "gamma": {"auto": [], **{str(gamma): ["-p", f"gamma:{gamma}"] for gamma in (0.99, 0.995)}},
     "learning_rate": {"0.002 to 0.0002": [], **{str(rate): ["-p", f"learning_rate:{rate}"] for rate in (0.001, 0.002, 0.004)}},
 }
 #: Values that are the planner's evaluations in the runs of another value
@@ -65,7 +65,7 @@ DEFAULTS = {
     "utd": "1.0",
     "batch": "128 at 1",
     "envs": "1",
-    "gamma": "0.99",
+    "gamma": "auto",
     "learning_rate": "0.002 to 0.0002",
 }
 

@@ -431,7 +431,7 @@ def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--grown-from", metavar="TASKS", help="take the tasks into the final model of another set's run")
     parser.add_argument("--train", default="all", help="what a grown model learns: all, or new")
-    parser.add_argument("--matmul", default="highest", choices=["highest", "high", "medium"], help="PyTorch's precision of products")
+    parser.add_argument("--matmul", default="highest", choices=["highest", "high", "medium"], help="precision of products")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process with one thread")
