@@ -342,10 +342,8 @@ class Learner:
     def _gap(self, q_mf: th.Tensor, z: th.Tensor, f: th.Tensor, gamma: float | th.Tensor) -> th.Tensor:
         """:return: ``|Q_mf - Q_mb|``"""
         model = self.policy.world_model
-        next_latent, reward_logits, termination_logit = model.outcome(f)
-        going_on = 1 - th.sigmoid(termination_logit) * model.at(model.can_terminate, z)
-        next_value = model.value(model.follow(z, next_latent))
-        return (q_mf - decode(reward_logits, model.bins) - gamma * going_on * next_value).abs()
+        next_z, reward, termination = model.step_from(z, f)
+        return (q_mf - reward - gamma * (1 - termination) * model.value(next_z)).abs()
 
     def _update_q_range(self, values: th.Tensor, tasks: th.Tensor | None) -> None:
         """Running 5-95 percentile range of the targets."""

@@ -229,12 +229,10 @@ def lookahead_value(model: WorldModel, z: th.Tensor, f: th.Tensor, noise: th.Ten
     :param gamma: Discount factor, shape ``(1,)`` or, with tasks, ``(batch,)``
     :return: In scaled units, shape ``(batch,)``
     """
-    next_latent, reward_logits, termination_logit = model.outcome(f)
-    next_z = model.follow(z, next_latent)
+    next_z, reward, termination = model.step_from(z, f)
     next_a, _ = model.codec.sample(model.prior(next_z), noise)
-    going_on = 1 - th.sigmoid(termination_logit) * model.at(model.can_terminate, z)
     next_q = decode(model.critic_logits(model.features(next_z, next_a), frozen=True), model.bins).mean(0)
-    return decode(reward_logits, model.bins) + gamma * going_on * next_q
+    return reward + gamma * (1 - termination) * next_q
 
 
 def trust_region_loss(terms: PolicyTerms, target_kl: float | None, kl_coef: th.Tensor) -> th.Tensor:

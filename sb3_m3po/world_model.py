@@ -213,7 +213,15 @@ class WorldModel(nn.Module):
         :return: Next latent ``(batch, z_dim)``, expected reward in scaled units ``(batch,)``, probability of termination
             ``(batch,)``, which is 0 until the task has terminated
         """
-        next_latent, reward_logits, termination_logit = self.outcome(self.features(z, a))
+        return self.step_from(z, self.features(z, a))
+
+    def step_from(self, z: th.Tensor, f: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :param z: Latents, shape ``(batch, z_dim)``
+        :param f: Features of a step from there, shape ``(batch, trunk_dim)``
+        :return: As :meth:`step`
+        """
+        next_latent, reward_logits, termination_logit = self.outcome(f)
         termination = th.sigmoid(termination_logit) * self.at(self.can_terminate, z)
         return self.follow(z, next_latent), decode(reward_logits, self.bins), termination
 
