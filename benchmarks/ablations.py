@@ -35,7 +35,10 @@ PARTS: dict[str, dict[str, list[str]]] = {
         "collect": [],
         "both": [],
     },
-    "world_model": {"on": [], "off": ["--algo", "benchmarks.model_free:ModelFree"]},
+    "world_model": {"on": [], "off": ["--algo", "benchmarks.ablated:ModelFree"]},
+    # Of the policy: the critics' value, or half of it and half of a step of the model
+    "gain": {"half": [], "critics": ["--algo", "benchmarks.ablated:CriticsAlone"]},
+    "target_entropy": {"falling": [], "constant": ["--algo", "benchmarks.ablated:ConstantEntropy"]},
     "pessimism": {str(x): ["-p", f"policy_kwargs.pessimism:{x}"] for x in (0.0, 0.5, 1.0)},
     "critics": {str(n): ["-p", f"policy_kwargs.n_critics:{n}"] for n in (2, 5, 10)},
     # Hidden layers of each critic
@@ -58,6 +61,8 @@ DEFAULTS = {
     "trust_region": "1.0, 128",
     "planner": "collect",
     "world_model": "on",
+    "gain": "half",
+    "target_entropy": "falling",
     "pessimism": "1.0",
     "critics": "2",
     "critic_layers": "256 256",

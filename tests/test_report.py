@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
 
 from benchmarks import ablations, report, scaling, speed, suite
+from benchmarks.ablated import ConstantEntropy, CriticsAlone, ModelFree
 from benchmarks.algorithms import apply_overrides
 from benchmarks.curves import Curve, Results, interquartile_means, median_with_bounds
-from benchmarks.model_free import ModelFree
 from benchmarks.record import read_rows, stem, write_rows
 from benchmarks.run import COLUMNS
 from benchmarks.suites import ENVIRONMENTS, budgets, core_hours
@@ -179,6 +180,21 @@ def test_without_its_world_model_the_encoder_learns_from_the_critics(env_id):
     assert any(name.startswith("encoder") for name in moved) and any(name.startswith("critics") for name in moved)
     assert any(name.startswith("trunk") for name in moved) == (env_id == "Pendulum-v1")
     assert not any(name.startswith(("heads", "value")) for name in moved), "nothing else learns what the model would predict"
+
+
+@pytest.mark.parametrize("without", [CriticsAlone, ConstantEntropy])
+def test_without_a_part_of_the_policy_s_objective_it_learns_otherwise(without):
+    kwargs = dict(learning_starts=128, batch_size=32, sync_interval=32, n_steps=128, seed=0, device="cpu")
+    actors = []
+    for cls in (M3PO, M3PO, without):
+        model = cls("MlpPolicy", "Pendulum-v1", **kwargs)
+        with th.no_grad():
+            # These start at zero: then neither gain has a gradient
+            for weights in (model.policy.world_model.heads.weight, model.policy.world_model.critics.weights[-1]):
+                weights.normal_(generator=th.Generator().manual_seed(0))
+        model.learn(128)
+        actors.append(th.cat([p.flatten() for p in model.policy.world_model.actor.parameters()]))
+    assert actors[0].equal(actors[1]) and not actors[0].equal(actors[2])
 
 
 def test_scaling(monkeypatch, capsys, tmp_path):

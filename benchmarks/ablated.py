@@ -1,4 +1,4 @@
-"""M3PO without its world model, to measure what that is worth: the encoder learns from the critics' errors alone."""
+"""M3PO without one of its parts, to measure what that is worth."""
 
 from typing import Any
 
@@ -12,7 +12,14 @@ from sb3_m3po.losses import critic_loss
 from sb3_m3po.math import two_hot
 
 
-class ModelFreeLearner(Learner):
+class CriticsAloneLearner(Learner):
+    """Its policy's gain is the critics' value alone."""
+
+    def _lookahead_gamma(self, z: th.Tensor) -> None:
+        """No step of the model is looked ahead."""
+
+
+class ModelFreeLearner(CriticsAloneLearner):
     """Its phase A fits encoder and features to the critics' targets; the critics themselves learn in phase B, as ever."""
 
     def _valued(self, batch: Sequences, value_steps: np.ndarray) -> np.ndarray:
@@ -40,12 +47,27 @@ class ModelFreeLearner(Learner):
             means.add(loss=loss, grad_norm=self._descend(loss, policy.model_optimizer, learned))
         return means.read("world_model")
 
-    def _lookahead_gamma(self, z: th.Tensor) -> None:
-        """There is no model to look ahead with."""
+
+class CriticsAlone(M3PO):
+    """:class:`~sb3_m3po.M3PO` whose policy of sampled actions climbs the critics' value, not half a step of the model's."""
+
+    def _learner(self) -> Learner:
+        return CriticsAloneLearner.of(self)
+
+
+class ConstantEntropy(M3PO):
+    """:class:`~sb3_m3po.M3PO` whose target entropy stays as it is at the start."""
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.policy.world_model.codec.entropy_fall = 0.0  # type: ignore[misc]
 
 
 class ModelFree(M3PO):
-    """:class:`~sb3_m3po.M3PO` that learns by :class:`ModelFreeLearner`; it can't plan, and has no discrepancy bonus."""
+    """
+    :class:`~sb3_m3po.M3PO` without its world model: the encoder learns from the critics' errors alone. It can't plan, and has
+    no discrepancy bonus.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{**kwargs, "plan_rollouts": False})
