@@ -53,7 +53,7 @@ class Run:
     """
     One training run.
 
-    :param algo: name of the algorithm
+    :param algo: name of the algorithm, or ``module:Class``
     :param variant: name of its settings
     :param env_id: id of the environment
     :param seed: seed of the training
@@ -90,6 +90,11 @@ class Run:
         self.provenance = {"commit": commit(), "command": self.command, "machine": machine()}
 
     @property
+    def algo_name(self) -> str:
+        """What the algorithm is called in the results."""
+        return self.algo.rpartition(":")[-1]
+
+    @property
     def evaluations(self) -> dict[str, tuple[int, int] | None]:
         """What is recorded: variant, and how its evaluations plan (``None``: the policy acts)."""
         planned = {} if self.eval_planning is None else {f"{self.variant},planned": self.eval_planning}
@@ -100,12 +105,12 @@ class Run:
         :param variant: a key of ``evaluations``
         :return: the file of its rows
         """
-        return self.out / f"{self.algo}-{variant}" / f"{self._stem}.csv"
+        return self.out / f"{self.algo_name}-{variant}" / f"{self._stem}.csv"
 
     @property
     def checkpoint_dir(self) -> Path:
         """The folder of this run's checkpoints and of its last model."""
-        return self.checkpoints / f"{self.algo}-{self.variant}" / self._stem
+        return self.checkpoints / f"{self.algo_name}-{self.variant}" / self._stem
 
     @property
     def _stem(self) -> str:
@@ -200,7 +205,7 @@ class Evaluate(BaseCallback):
         """One row for each result."""
         run, clock = self.run, self.clock
         for result in results:
-            row = {"algo": run.algo, "variant": variant, "env": run.env_id, "seed": run.seed, "steps": steps, **result}
+            row = {"algo": run.algo_name, "variant": variant, "env": run.env_id, "seed": run.seed, "steps": steps, **result}
             row |= {"wall_seconds": round(clock.wall, 2), "cpu_seconds": round(clock.cpu, 2)}
             row |= {"eval_seconds": round(seconds, 2), "n_updates": self.model._n_updates, **run.provenance}
             append_row(run.csv_path(variant), {name: row[name] for name in run.columns})
@@ -208,7 +213,7 @@ class Evaluate(BaseCallback):
                 f"{row['mean_reward']:10.2f} +- {row['std_reward']:8.2f} {row.get('task', '')} {row.get('success_rate', '')}"
             )
             print(
-                f"{run.algo}-{variant} {run.env_id} seed {run.seed}: {steps:>8,} steps {score} {clock.cpu:8.1f} CPU-s",
+                f"{run.algo_name}-{variant} {run.env_id} seed {run.seed}: {steps:>8,} steps {score} {clock.cpu:8.1f} CPU-s",
                 flush=True,
             )
 
@@ -349,7 +354,7 @@ def grow(run: Run) -> BaseAlgorithm:
     """
     assert run.grown_from is not None
     variant = run.variant.removesuffix(f",grown-{run.train}")
-    path = run.checkpoints / f"{run.algo}-{variant}" / stem(run.grown_from, run.seed) / "final.zip"
+    path = run.checkpoints / f"{run.algo_name}-{variant}" / stem(run.grown_from, run.seed) / "final.zip"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: first run --env {run.grown_from} --seeds {run.seed}")
     model: Any = algorithm_class(run.algo).load(path, device="cpu")
@@ -472,7 +477,7 @@ def make_run(args: argparse.Namespace, seed: int) -> Run:
     variant += f",grown-{args.train}" if args.grown_from else ""
     options = ["--env", args.env, "--steps", str(args.steps), "--seeds", str(seed), *settings_options(args)]
     command = shlex.join(["python", "-m", "benchmarks.run", *options])
-    run = Run(args.algo.split(":")[-1], variant, args.env, seed, args.steps, settings, command)
+    run = Run(args.algo, variant, args.env, seed, args.steps, settings, command)
     run.out, run.checkpoints = args.out, args.checkpoints
     run.reward_scale, run.matmul = args.reward_scale, args.matmul
     run.grown_from, run.train = args.grown_from, args.train

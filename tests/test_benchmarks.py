@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch as th
 
 from benchmarks import run as benchmark
 from benchmarks import speed, study_plots, table
@@ -53,6 +54,15 @@ def test_run_resumes_from_the_last_checkpoint(tmp_path, monkeypatch):
     content = path.read_text()
     benchmark.main(arguments(tmp_path, 3000))
     assert path.read_text() == content, "a finished run is left alone"
+
+
+def test_run_of_an_algorithm_in_a_module(tmp_path):
+    options = ["--algo", "stable_baselines3:PPO", *arguments(tmp_path, 1000)[2:], "--matmul", "medium"]
+    benchmark.main(options)
+    (row,) = read_rows(tmp_path / "PPO-test" / "CartPole-v1_seed0.csv")
+    assert row["algo"] == "PPO" and "--algo stable_baselines3:PPO" in row["command"] and "--matmul medium" in row["command"]
+    assert th.get_float32_matmul_precision() == "medium"
+    th.set_float32_matmul_precision("highest")
 
 
 def save_and_die(callback, steps: int, at: int) -> None:
