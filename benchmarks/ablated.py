@@ -49,7 +49,7 @@ class ModelFreeLearner(CriticsAloneLearner):
 
 
 class CriticsAlone(M3PO):
-    """:class:`~sb3_m3po.M3PO` whose policy of sampled actions climbs the critics' value, not half a step of the model's."""
+    """:class:`~sb3_m3po.M3PO` whose policy of sampled actions climbs the critics' value in all states."""
 
     def _learner(self) -> Learner:
         return CriticsAloneLearner.of(self)

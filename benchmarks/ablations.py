@@ -36,7 +36,7 @@ PARTS: dict[str, dict[str, list[str]]] = {
         "both": [],
     },
     "world_model": {"on": [], "off": ["--algo", "benchmarks.ablated:ModelFree"]},
-    # Of the policy: the critics' value, or half of it and half of a step of the model
+    # Of the policy: the critics' value everywhere, or in half of the states, and a step of the model in the others
     "gain": {"half": [], "critics": ["--algo", "benchmarks.ablated:CriticsAlone"]},
     "target_entropy": {"falling": [], "constant": ["--algo", "benchmarks.ablated:ConstantEntropy"]},
     "pessimism": {str(x): ["-p", f"policy_kwargs.pessimism:{x}"] for x in (0.0, 0.5, 1.0)},

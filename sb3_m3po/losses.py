@@ -181,8 +181,8 @@ def policy_terms(
     ``gain = q / S - alpha log pi``, pathwise or as an exact expectation, and the distance to the last sync.
 
     The entropy is SAC's (arXiv 1812.05905), the range that divides q is TD-MPC2's (arXiv 2310.16828). ``q`` is the mean of the
-    critics; of sampled actions it is :func:`lookahead_value` in every second state: the gradient is on average that of the
-    mean of both, at half its cost.
+    critics; of sampled actions it is :func:`lookahead_value` in the second half of the states: the gradient is on average
+    that of the mean of both, at half its cost.
 
     :param model: Policy, critics and world model; no gradient reaches the critics' parameters
     :param z: ``h(o)``, shape ``(batch, z_dim)``
