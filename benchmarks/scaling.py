@@ -81,7 +81,7 @@ def make(n_envs: int = 1, env: dict[str, Any] | None = None, buffer_size: int = 
     """
     vec_env = DummyVecEnv([partial(Noise, **(env or {}))] * n_envs)
     policy = "CnnPolicy" if len(vec_env.observation_space.shape or ()) == 3 else "MlpPolicy"
-    model = M3PO(policy, vec_env, buffer_size=buffer_size, seed=0, device="cpu")
+    model = M3PO(policy, vec_env, buffer_size=buffer_size, learning_starts=1_000, seed=0, device="cpu")
     model.learn(1_280)
     memory = model.replay_buffer
     while fill and memory.size() < buffer_size:

@@ -266,7 +266,8 @@ def tasks(steps: int) -> Iterator[Row]:
     models = {}
     for n_tasks in N_TASKS:
         env = make_multitask_vec_env([Task(ENV_ID, f"cheetah{i}") for i in range(n_tasks)], seed=0)
-        models[n_tasks] = M3PO("MultiInputPolicy", env, n_steps=max(1, 256 // n_tasks), seed=0, device="cpu")
+        kwargs: dict[str, Any] = dict(n_steps=max(1, 256 // n_tasks), learning_starts=1_000, seed=0, device="cpu")
+        models[n_tasks] = M3PO("MultiInputPolicy", env, **kwargs)
         models[n_tasks].learn(1_300)
     times = {n_tasks: [cpu for _, cpu in rounds] for n_tasks, rounds in time_updates_in_turn(models, steps).items()}
     calls: dict[str, Callable[[], object]] = {}
@@ -329,8 +330,9 @@ def single_task(steps: int, compiled: bool) -> list[dict[str, Any]]:
     :param compiled: whether to time compiled losses too
     :return: all cells of the tables
     """
-    m3po = M3PO("MlpPolicy", vec_env(ENV_ID, 1, 0), seed=0, device="cpu")
-    by_policy = M3PO("MlpPolicy", vec_env(ENV_ID, 1, 0), plan_rollouts=False, seed=0, device="cpu")
+    settings: dict[str, Any] = dict(learning_starts=1_000, seed=0, device="cpu")
+    m3po = M3PO("MlpPolicy", vec_env(ENV_ID, 1, 0), **settings)
+    by_policy = M3PO("MlpPolicy", vec_env(ENV_ID, 1, 0), plan_rollouts=False, **settings)
     sac = SAC("MlpPolicy", vec_env(ENV_ID, 1, 0), seed=0, device="cpu")
     ppo = PPO("MlpPolicy", vec_env(ENV_ID, 1, 0), seed=0, device="cpu")
     for model in (m3po, by_policy):

@@ -71,7 +71,10 @@ def make_model(name: str, tasks: list[str]) -> BaseAlgorithm:
     if tasks:
         algorithm = M3PO if name == "M3PO" else PPO
         return algorithm("MultiInputPolicy", make_multitask_vec_env(tasks, seed=0), seed=0, device="cpu")
-    return M3PO("MlpPolicy", make_vec_env(ENV_ID, seed=0), seed=0, device="cpu") if name == "M3PO" else make_ppo()
+    if name == "PPO":
+        return make_ppo()
+    # The first update after one episode, not five: there is time for a few thousand steps
+    return M3PO("MlpPolicy", make_vec_env(ENV_ID, seed=0), learning_starts=1_000, seed=0, device="cpu")
 
 
 def make_eval_env(model: BaseAlgorithm, tasks: list[str], n_envs: int = 3) -> VecEnv:

@@ -19,7 +19,7 @@ from sb3_m3po.observations import Observations, as_dict, transposers_above
 from sb3_m3po.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, WorldModelPolicy
 
 _AT_LEAST_ONE = ("batch_size", "sync_interval", "n_step_returns", "horizon", "buffer_size")
-_NOT_NEGATIVE = ("utd_ratio", "learning_starts", "bonus_coef")
+_NOT_NEGATIVE = ("utd_ratio", "bonus_coef")
 
 
 def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
@@ -107,7 +107,7 @@ def check_numbers(model: Any) -> None:
     for name in _AT_LEAST_ONE if model.n_steps is None else ("n_steps", *_AT_LEAST_ONE):
         if not (isinstance(given[name], Integral) and given[name] >= 1):
             raise ValueError(f"{name}={given[name]!r} must be a whole number (an int) of at least 1")
-    for name in _NOT_NEGATIVE:
+    for name in _NOT_NEGATIVE if model.learning_starts is None else ("learning_starts", *_NOT_NEGATIVE):
         if not (_is_number(given[name]) and 0 <= given[name] < math.inf):
             raise ValueError(f"{name}={given[name]!r} must be a finite number and not negative")
     for name, otherwise in (("gamma", ", or be 'auto'"), ("gae_lambda", "")):

@@ -63,7 +63,7 @@ class M3PO(OnPolicyAlgorithm):
     :param n_step_returns: Rewards summed in the critics' target before they bootstrap
     :param horizon: Steps that the world model is unrolled in training
     :param buffer_size: Transitions in the replay memory, over all environments
-    :param learning_starts: Transitions in the memory before the first update
+    :param learning_starts: Transitions before the first update; ``None``: 1,000 where five episodes have ended, else 5,000
     :param target_kl: Trust region: bound of the KL divergence per state from the policy of the last sync, in nats;
         ``None`` for no bound
     :param ent_coef: Entropy coefficient; ``"auto"`` learns it (from 0.1 on for Box, from 1 on for discrete actions),
@@ -111,7 +111,7 @@ class M3PO(OnPolicyAlgorithm):
         n_step_returns: int = 3,
         horizon: int = 3,
         buffer_size: int = 1_000_000,
-        learning_starts: int = 1_000,
+        learning_starts: int | None = None,
         target_kl: float | None = 1.0,
         ent_coef: str | float = "auto",
         bonus_coef: float = 0.0,
@@ -438,7 +438,7 @@ class M3PO(OnPolicyAlgorithm):
             self.policy.log_ent_coef.data.fill_(np.log(max(self.ent_coef, 1e-30)))
         returns, values = self.rollout_buffer.returns.flatten(), self.rollout_buffer.values.flatten()
         self.logger.record("train/explained_variance", explained_variance(values, returns))
-        ready = self.replay_buffer.size() >= min(self.learning_starts, self.replay_buffer.capacity * self.n_envs)
+        ready = self.replay_buffer.is_enough(self.learning_starts)
         while ready and self._update_credits >= self.sync_interval:
             self._update_credits -= self.sync_interval
             self._sync()

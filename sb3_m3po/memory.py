@@ -119,6 +119,21 @@ class ReplayMemory:
         """:return: Transitions in memory, over all environments"""
         return self.n_steps * self.n_envs
 
+    @property
+    def n_episodes(self) -> int:
+        """:return: Episodes whose end is in memory"""
+        return len(next(iter(self.final_pool.values()))) - len(self.free_finals)
+
+    def is_enough(self, learning_starts: int | None) -> bool:
+        """
+        :param learning_starts: Transitions asked for; ``None`` for five episodes, of at least 1,000 and at most 5,000
+            transitions: fewer episodes hardly differ, and what is learned from one can last
+        :return: Whether they are in memory, or all that it can hold
+        """
+        if learning_starts is None:
+            learning_starts = 1_000 if self.n_episodes >= 5 else 5_000
+        return self.size() >= min(learning_starts, self.capacity * self.n_envs)
+
     def add(
         self,
         obs: Observations,

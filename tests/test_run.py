@@ -89,6 +89,28 @@ def test_learning_starts_beyond_the_memory_means_a_full_memory() -> None:
     assert model._n_updates == 16
 
 
+@pytest.mark.parametrize(
+    ("n_envs", "length", "few", "enough"),
+    [(1, 250, 1_249, 1_250), (1, 100, 999, 1_000), (5, 100, 995, 1_000), (2, 450, 2_698, 2_700), (2, 9_999, 4_998, 5_000)],
+    ids=["five episodes", "1,000 transitions", "of five environments", "three of each of two", "no end: 5,000"],
+)
+def test_by_default_updates_wait_for_five_episodes(n_envs: int, length: int, few: int, enough: int) -> None:
+    memory = tiny_model(counters(n_envs), buffer_size=10_000).replay_buffer
+    nothing, action = np.zeros((n_envs, 3), np.float32), np.zeros((n_envs, 1))
+    verdicts = {}
+    for step in range(1, enough // n_envs + 1):
+        ended = np.full(n_envs, step % length == 0)
+        memory.add(nothing, action, np.zeros(n_envs), nothing, ended & (step % 2 == 0), ended & (step % 2 == 1))
+        verdicts[memory.size()] = memory.is_enough(None)
+    assert not verdicts[few] and verdicts[enough]
+    assert memory.is_enough(enough) and not memory.is_enough(enough + 1)
+
+
+def test_a_memory_of_few_transitions_is_enough_when_full() -> None:
+    model = tiny_model(randoms(), learning_starts=None, buffer_size=32).learn(32)
+    assert model._n_updates == 16
+
+
 @pytest.mark.parametrize(("n_envs", "n_steps"), [(1, 256), (8, 32), (300, 1)])
 def test_rollouts_are_256_transitions_by_default(n_envs: int, n_steps: int) -> None:
     model = M3PO("MlpPolicy", randoms(n_envs), policy_kwargs=tiny_policy_kwargs())
