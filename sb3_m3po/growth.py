@@ -95,8 +95,8 @@ def take_over(policy: WorldModelPolicy, old: WorldModelPolicy) -> None:
     for name, value in old.state_dict().items():
         state[name] = _grown(name, value, state[name])
     if old.tasks is not None:
-        for model in ("world_model", "bar"):
-            state[f"{model}.task_embedding"][len(old.tasks.table) :] = getattr(old, model).task_embeddings().mean(0)
+        for name, model in (("world_model", old.world_model), ("bar", old.bar), ("mean.module.1", old.mean.world_model)):
+            state[f"{name}.task_embedding"][len(old.tasks.table) :] = model.task_embeddings().mean(0)
     policy.load_state_dict(state)
     policy._planning, policy._planning_milliseconds = old._planning, old._planning_milliseconds
     for name in ("optimizer", "model_optimizer", "coef_optimizer"):

@@ -110,7 +110,13 @@ class Learner:
         :raises ValueError: if the memory is empty
         """
         model_batch, value_steps, policy_batch, frozen = self.draw(n_updates)
-        return {**self.fit_world_model(model_batch, value_steps, frozen), **self.improve_policy(policy_batch, frozen)}
+        metrics = {**self.fit_world_model(model_batch, value_steps, frozen), **self.improve_policy(policy_batch, frozen)}
+        self.average()
+        return metrics
+
+    def average(self) -> None:
+        """Take the networks as they are into the mean that predicts."""
+        self.policy.mean.update(self.policy.features_extractor, self.policy.world_model)
 
     def draw(self, n_updates: int) -> tuple[Sequences, np.ndarray, Sequences, Frozen]:
         """

@@ -1,16 +1,58 @@
-"""How a policy plans: the switch for predictions, and their noise, which depends on nothing else."""
+"""How a policy predicts: by the mean of its recent networks, with the planner or without, and with which noise."""
 
 import time
 import warnings
 from typing import Any
 
 import torch as th
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from sb3_m3po.actions import GaussianActions
 from sb3_m3po.planner import NoiseSource, Plan, PlannerConfig, own_count, plan
 from sb3_m3po.tasks import TaskReader
 from sb3_m3po.world_model import WorldModel
+
+
+class MeanNetworks(AveragedModel):
+    """
+    Running mean of the networks that act, over the last ninth or so of their states, and of no more than some 16.
+
+    A policy can lose and find its gait several times within a thousand updates; one with the mean of its weights does so less
+    often. The weight of a new state falls as in polynomial-decay averaging (arXiv 1212.1824), down to a sixteenth.
+
+    :param features_extractor: Features extractor
+    :param world_model: World model
+    """
+
+    module: nn.ModuleList
+
+    def __init__(self, features_extractor: nn.Module, world_model: WorldModel):
+        super().__init__(nn.ModuleList([features_extractor, world_model]), avg_fn=_recent_mean)
+        # SB3's tests take all that a policy saves for floating point
+        self.n_averaged = self.n_averaged.float()
+
+    @property
+    def features_extractor(self) -> BaseFeaturesExtractor:
+        """:return: The features extractor of mean weights"""
+        return self.module[0]  # type: ignore[return-value]
+
+    @property
+    def world_model(self) -> WorldModel:
+        """:return: The world model of mean weights"""
+        return self.module[1]  # type: ignore[return-value]
+
+    def update(self, features_extractor: nn.Module, world_model: WorldModel) -> None:
+        """
+        :param features_extractor: As it is now
+        :param world_model: As it is now
+        """
+        self.update_parameters(nn.ModuleList([features_extractor, world_model]))
+
+
+def _recent_mean(mean: th.Tensor, now: th.Tensor, n_averaged: th.Tensor | int) -> th.Tensor:
+    return mean.lerp(now, max(9 / (9 + float(n_averaged)), 1 / 16))
 
 
 class PlanningSwitch:
@@ -28,9 +70,11 @@ class PlanningSwitch:
 
 
 class PlanningPolicy(nn.Module):
-    """What a policy with a world model needs to plan; mixed into :class:`~sb3_m3po.policies.WorldModelPolicy`."""
+    """How a policy with a world model predicts and plans; mixed into :class:`~sb3_m3po.policies.WorldModelPolicy`."""
 
     world_model: WorldModel
+    #: What predicts
+    mean: "MeanNetworks"
     tasks: TaskReader | None
     #: Discount factors of tasks that only their time limit ends, and of those that have ever terminated
     lasting_gammas: th.Tensor
@@ -54,10 +98,24 @@ class PlanningPolicy(nn.Module):
         """
         return per_task if self.tasks is None else per_task[self.tasks.ids(obs)]
 
-    def make_plan(self, z: th.Tensor, config: PlannerConfig, noise: NoiseSource, deadline: float | None = None) -> Plan:
-        """:return: The plan from latents ``z``, see :func:`~sb3_m3po.planner.plan`"""
-        gamma = self.gammas.item() if self.tasks is None else self.world_model.at(self.gammas, z)
-        planned = plan(self.world_model, self.world_model.codec, z, gamma, config, noise, deadline)
+    def _decide(self, z: th.Tensor, deterministic: bool) -> th.Tensor:
+        """:return: Actions for latents of the mean networks, shape ``(batch, ...)``"""
+        model, codec = self.mean.world_model, self.mean.world_model.codec
+        if self._planning is not None:
+            planned = self._plan_for_prediction(z, self._planning)
+            if deterministic:
+                return codec.to_env(planned.mode())
+            return codec.to_env(planned.sample(codec.noise((len(z),)).to(z.device))[0])
+        if deterministic:
+            return codec.to_env(codec.mode(not_nan(model.mode_parameters(z))))
+        return codec.to_env(codec.sample(not_nan(model.prior(z)), codec.noise((len(z),)).to(z.device))[0])
+
+    def make_plan(
+        self, model: WorldModel, z: th.Tensor, config: PlannerConfig, noise: NoiseSource, deadline: float | None = None
+    ) -> Plan:
+        """:return: The plan from latents ``z`` of ``model``, see :func:`~sb3_m3po.planner.plan`"""
+        gamma = self.gammas.item() if self.tasks is None else model.at(self.gammas, z)
+        planned = plan(model, model.codec, z, gamma, config, noise, deadline)
         not_nan(planned.gain)
         return planned
 
@@ -98,7 +156,7 @@ class PlanningPolicy(nn.Module):
 
     def _plan_for_prediction(self, z: th.Tensor, config: PlannerConfig) -> Plan:
         """Plan with the fixed noise bank, the same for every row of the batch."""
-        iteration = -1
+        model, iteration = self.mean.world_model, -1
 
         def noise(horizon: int, n: int) -> th.Tensor:
             nonlocal iteration
@@ -106,15 +164,14 @@ class PlanningPolicy(nn.Module):
             key = (iteration, horizon, n)
             if key not in self._noise_bank:
                 generator = th.Generator().manual_seed(iteration)
-                codec = self.world_model.codec
-                drawn = codec.noise((horizon, 1, n), generator)
-                self._noise_bank[key] = centred(drawn) if isinstance(codec, GaussianActions) else drawn
+                drawn = model.codec.noise((horizon, 1, n), generator)
+                self._noise_bank[key] = centred(drawn) if isinstance(model.codec, GaussianActions) else drawn
             return self._noise_bank[key]
 
         deadline = None
         if self._planning_milliseconds is not None:
             deadline = time.perf_counter() + self._planning_milliseconds / 1000
-        return self.make_plan(z, config, noise, deadline)
+        return self.make_plan(model, z, config, noise, deadline)
 
 
 def centred(noise: th.Tensor) -> th.Tensor:

@@ -23,7 +23,7 @@ from sb3_m3po.masked_actions import make_action_codec
 from sb3_m3po.nets import RunningNorm
 from sb3_m3po.optim import FusedAdamW
 from sb3_m3po.planner import Plan, PlannerConfig
-from sb3_m3po.planning import PlanningPolicy, not_nan
+from sb3_m3po.planning import MeanNetworks, PlanningPolicy, not_nan
 from sb3_m3po.tasks import TaskTable, find_tasks
 from sb3_m3po.world_model import Sizes, WorldModel
 
@@ -39,8 +39,9 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
     """
     Policy and implicit world model of M3PO.
 
-    ``forward``, ``evaluate_actions``, ``get_distribution`` and ``predict_values`` describe the policy network alone;
-    ``predict`` plans when planning is switched on. ``obs`` has the shape ``(batch, ...)``, or is a Dict of such.
+    ``forward``, ``evaluate_actions``, ``get_distribution`` and ``predict_values`` describe the policy network as it is in
+    training; ``predict`` acts by their running mean, and plans when planning is switched on. ``obs`` has the shape
+    ``(batch, ...)``, or is a Dict of such.
 
     :param observation_space: Observation space
     :param action_space: Action space: Box, Discrete, MultiDiscrete or MultiBinary
@@ -168,6 +169,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         self.world_model = WorldModel(self.features_dim, codec, self.sizes, self.activation_fn, n_tasks)
         self.bar = copy.deepcopy(self.world_model).requires_grad_(False).eval()
         self.bar_features_extractor = copy.deepcopy(self.features_extractor).requires_grad_(False).eval()
+        self.mean = MeanNetworks(self.features_extractor, self.world_model).requires_grad_(False).eval()
         n = n_tasks or 1
         self.log_ent_coef, self.log_kl_coef = nn.Parameter(th.zeros(n)), nn.Parameter(th.zeros(1))
         for name in ("return_scale", "bar_scale", "q_range"):  # what one scaled unit is worth: now, and for the copies
@@ -227,12 +229,13 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         )
 
     def train(self, mode: bool = True) -> "WorldModelPolicy":
-        """The frozen copies stay in evaluation mode: only a sync changes them."""
+        """The copies stay in evaluation mode: only a sync and an average change them."""
         # SB3 sets the mode at every prediction; walking through all modules each time would cost more than the networks
         if mode != self.training:
             super().train(mode)
             self.bar.eval()
             self.bar_features_extractor.eval()
+            self.mean.eval()
         return self
 
     def train_new_tasks_only(self, n_known: int) -> None:
@@ -291,6 +294,11 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         """:return: ``h_bar(o)`` of the last sync, shape ``(batch, z_dim)``"""
         tasks = self.task_ids(obs)
         return self.bar.encode(self.extract_features(obs, self.bar_features_extractor, tasks), tasks)
+
+    def encode_mean(self, obs: PyTorchObs) -> th.Tensor:
+        """:return: The latent of :class:`~sb3_m3po.planning.MeanNetworks`, shape ``(batch, z_dim)``"""
+        tasks = self.task_ids(obs)
+        return self.mean.world_model.encode(self.extract_features(obs, self.mean.features_extractor, tasks), tasks)
 
     def observe(self, observations: np.ndarray | dict[str, np.ndarray]) -> None:
         """
@@ -375,7 +383,8 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         """
         z = self.encode(obs)
         codec = self.world_model.codec
-        planned = self.make_plan(z, self.planner_config, lambda horizon, n: codec.noise((horizon, len(z), n), self.generator))
+        noises = lambda horizon, n: codec.noise((horizon, len(z), n), self.generator)  # noqa: E731
+        planned = self.make_plan(self.world_model, z, self.planner_config, noises)
         inputs, log_prob = planned.sample(noise.to(z.device))
         return codec.to_env(inputs), self._values(z, planned.prior), log_prob, planned
 
@@ -432,17 +441,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         return (np.rint(actions) if np.issubdtype(space.dtype, np.integer) else actions).astype(space.dtype)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        z = self.encode(observation)
-        codec = self.world_model.codec
-        if self._planning is not None:
-            planned = self._plan_for_prediction(z, self._planning)
-            if deterministic:
-                return codec.to_env(planned.mode())
-            return codec.to_env(planned.sample(codec.noise((len(z),)).to(z.device))[0])
-        if deterministic:
-            return codec.to_env(codec.mode(not_nan(self.world_model.mode_parameters(z))))
-        params = not_nan(self.world_model.prior(z))
-        return codec.to_env(codec.sample(params, codec.noise((len(z),)).to(z.device))[0])
+        return self._decide(self.encode_mean(observation), deterministic)
 
 
 MlpPolicy = WorldModelPolicy
