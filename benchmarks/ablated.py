@@ -55,6 +55,22 @@ class CriticsAlone(M3PO):
         return CriticsAloneLearner.of(self)
 
 
+class LastNetworksLearner(Learner):
+    """Its predictions act by the networks as they are."""
+
+    def average(self) -> None:
+        """No state but the last counts."""
+        self.policy.mean.n_averaged.zero_()
+        super().average()
+
+
+class LastNetworks(M3PO):
+    """:class:`~sb3_m3po.M3PO` whose predictions act by the networks as they are, not by their running mean."""
+
+    def _learner(self) -> Learner:
+        return LastNetworksLearner.of(self)
+
+
 class ConstantEntropy(M3PO):
     """:class:`~sb3_m3po.M3PO` whose target entropy stays as it is at the start."""
 

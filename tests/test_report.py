@@ -10,7 +10,7 @@ import torch as th
 from gymnasium import spaces
 
 from benchmarks import ablations, report, scaling, speed, suite
-from benchmarks.ablated import ConstantEntropy, CriticsAlone, ModelFree
+from benchmarks.ablated import ConstantEntropy, CriticsAlone, LastNetworks, ModelFree
 from benchmarks.algorithms import apply_overrides
 from benchmarks.curves import Curve, Results, interquartile_means, median_with_bounds
 from benchmarks.record import read_rows, stem, write_rows
@@ -195,6 +195,16 @@ def test_without_a_part_of_the_policy_s_objective_it_learns_otherwise(without):
         model.learn(128)
         actors.append(th.cat([p.flatten() for p in model.policy.world_model.actor.parameters()]))
     assert actors[0].equal(actors[1]) and not actors[0].equal(actors[2])
+
+
+@pytest.mark.parametrize("cls", [M3PO, LastNetworks])
+def test_without_the_mean_it_learns_the_same_and_predicts_by_the_last_networks(cls):
+    kwargs = dict(learning_starts=128, batch_size=32, sync_interval=32, n_steps=128, seed=0, device="cpu")
+    models = [made("MlpPolicy", "Pendulum-v1", **kwargs).learn(128) for made in (M3PO, cls)]
+    networks = [dict(model.policy.world_model.named_parameters()) for model in models]
+    assert all(value.equal(networks[1][name]) for name, value in networks[0].items())
+    mean = dict(models[1].policy.mean.world_model.named_parameters())
+    assert all(value.equal(networks[1][name]) for name, value in mean.items()) == (cls is LastNetworks)
 
 
 def test_scaling(monkeypatch, capsys, tmp_path):
