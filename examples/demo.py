@@ -1,10 +1,10 @@
 """
 M3PO and PPO side by side, for equal CPU-seconds: ``make demo``.
 
-First both learn HalfCheetah-v5: M3PO with its defaults, PPO with the settings that rl-zoo3 tuned for HalfCheetah, observation
-and reward normalisation included. Then one agent of each learns three tasks of different shapes at once, both with their
-defaults. Each learns in a process of its own with one thread; evaluations do not count. Models and figures go to
-``demo_output/``.
+First both learn HalfCheetah-v5: M3PO with its defaults, but that it updates from the first episode on, PPO with the settings
+that rl-zoo3 tuned for HalfCheetah, observation and reward normalisation included. Then one agent of each learns three tasks of
+different shapes at once, both with their defaults. Each learns in a process of its own with one thread; evaluations do not
+count. Models and figures go to ``demo_output/``.
 """
 
 import os
@@ -231,7 +231,7 @@ def main() -> None:
     curves = learn_side_by_side(console, [], args.seconds, args.output)
     show_marks(console, curves)
     show_ends(console, curves)
-    draw(curves, [f"{ENV_ID}, one seed: M3PO (defaults), PPO (rl-zoo3's settings)"], args.output / "curves.png")
+    draw(curves, [f"{ENV_ID}, one seed: M3PO, PPO (rl-zoo3's settings)"], args.output / "curves.png")
     use_saved_model(console, args.output / "m3po_halfcheetah.zip")
 
     curves = learn_side_by_side(console, TASKS, args.seconds, args.output)

@@ -109,7 +109,8 @@ def check_numbers(model: Any) -> None:
             raise ValueError(f"{name}={given[name]!r} must be a whole number (an int) of at least 1")
     for name in _NOT_NEGATIVE if model.learning_starts is None else ("learning_starts", *_NOT_NEGATIVE):
         if not (_is_number(given[name]) and 0 <= given[name] < math.inf):
-            raise ValueError(f"{name}={given[name]!r} must be a finite number and not negative")
+            otherwise = ", or be None" if name == "learning_starts" else ""
+            raise ValueError(f"{name}={given[name]!r} must be a finite number and not negative{otherwise}")
     for name, otherwise in (("gamma", ", or be 'auto'"), ("gae_lambda", "")):
         fits = (_is_number(given[name]) and 0 <= given[name] <= 1) or (otherwise and given[name] == "auto")
         if not fits:

@@ -116,7 +116,7 @@ class Learner:
 
     def average(self) -> None:
         """Take the networks as they are into the mean that predicts."""
-        self.policy.mean.update(self.policy.features_extractor, self.policy.world_model)
+        self.policy.average()
 
     def draw(self, n_updates: int) -> tuple[Sequences, np.ndarray, Sequences, Frozen]:
         """

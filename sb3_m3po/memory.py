@@ -121,7 +121,7 @@ class ReplayMemory:
 
     @property
     def n_episodes(self) -> int:
-        """:return: Episodes whose end is in memory"""
+        """:return: Ended (or cut off) episodes in memory, of all environments"""
         return len(next(iter(self.final_pool.values()))) - len(self.free_finals)
 
     def is_enough(self, learning_starts: int | None) -> bool:

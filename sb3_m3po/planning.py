@@ -17,7 +17,7 @@ from sb3_m3po.world_model import WorldModel
 
 class MeanNetworks(AveragedModel):
     """
-    Running mean of the networks that act, over the last ninth or so of their states, and of no more than some 16.
+    Running mean of features extractor and world model, over the last ninth or so of their states, and no more than some 16.
 
     A policy can lose and find its gait several times within a thousand updates; one with the mean of its weights does so less
     often. The weight of a new state falls as in polynomial-decay averaging (arXiv 1212.1824), down to a sixteenth.
@@ -30,7 +30,7 @@ class MeanNetworks(AveragedModel):
 
     def __init__(self, features_extractor: nn.Module, world_model: WorldModel):
         super().__init__(nn.ModuleList([features_extractor, world_model]), avg_fn=_recent_mean)
-        # SB3's tests take all that a policy saves for floating point
+        # SB3's tests expect floating point of all that a policy saves
         self.n_averaged = self.n_averaged.float()
 
     @property
@@ -74,7 +74,7 @@ class PlanningPolicy(nn.Module):
 
     world_model: WorldModel
     #: What predicts
-    mean: "MeanNetworks"
+    mean: MeanNetworks
     tasks: TaskReader | None
     #: Discount factors of tasks that only their time limit ends, and of those that have ever terminated
     lasting_gammas: th.Tensor

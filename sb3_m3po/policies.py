@@ -39,9 +39,8 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
     """
     Policy and implicit world model of M3PO.
 
-    ``forward``, ``evaluate_actions``, ``get_distribution`` and ``predict_values`` describe the policy network as it is in
-    training; ``predict`` acts by their running mean, and plans when planning is switched on. ``obs`` has the shape
-    ``(batch, ...)``, or is a Dict of such.
+    ``forward``, ``evaluate_actions``, ``get_distribution`` and ``predict_values`` describe the networks as they are trained,
+    ``predict`` acts by their running mean, and plans when planning is on. ``obs``: shape ``(batch, ...)``, or a Dict of such.
 
     :param observation_space: Observation space
     :param action_space: Action space: Box, Discrete, MultiDiscrete or MultiBinary
@@ -287,18 +286,23 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
 
     def encode(self, obs: PyTorchObs) -> th.Tensor:
         """:return: ``h(o)``, shape ``(batch, z_dim)``"""
-        tasks = self.task_ids(obs)
-        return self.world_model.encode(self.extract_features(obs, tasks=tasks), tasks)
+        return self._encode(obs, self.features_extractor, self.world_model)
 
     def encode_bar(self, obs: PyTorchObs) -> th.Tensor:
         """:return: ``h_bar(o)`` of the last sync, shape ``(batch, z_dim)``"""
-        tasks = self.task_ids(obs)
-        return self.bar.encode(self.extract_features(obs, self.bar_features_extractor, tasks), tasks)
+        return self._encode(obs, self.bar_features_extractor, self.bar)
 
     def encode_mean(self, obs: PyTorchObs) -> th.Tensor:
         """:return: The latent of :class:`~sb3_m3po.planning.MeanNetworks`, shape ``(batch, z_dim)``"""
+        return self._encode(obs, self.mean.features_extractor, self.mean.world_model)
+
+    def _encode(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor, model: WorldModel) -> th.Tensor:
         tasks = self.task_ids(obs)
-        return self.mean.world_model.encode(self.extract_features(obs, self.mean.features_extractor, tasks), tasks)
+        return model.encode(self.extract_features(obs, features_extractor, tasks), tasks)
+
+    def average(self) -> None:
+        """Take the networks as they are into the mean that predicts; to be called for changes outside of ``learn``, too."""
+        self.mean.update(self.features_extractor, self.world_model)
 
     def observe(self, observations: np.ndarray | dict[str, np.ndarray]) -> None:
         """
@@ -381,12 +385,10 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         :param noise: What the sample is made of, as in :meth:`forward`
         :return: As :meth:`forward`, the log-probability under the plan; and the plan
         """
-        z = self.encode(obs)
-        codec = self.world_model.codec
-        noises = lambda horizon, n: codec.noise((horizon, len(z), n), self.generator)  # noqa: E731
-        planned = self.make_plan(self.world_model, z, self.planner_config, noises)
+        z, model = self.encode(obs), self.world_model
+        planned = self.make_plan(model, z, self.planner_config, lambda h, n: model.codec.noise((h, len(z), n), self.generator))
         inputs, log_prob = planned.sample(noise.to(z.device))
-        return codec.to_env(inputs), self._values(z, planned.prior), log_prob, planned
+        return model.codec.to_env(inputs), self._values(z, planned.prior), log_prob, planned
 
     def _values(self, z: th.Tensor, params: th.Tensor | None = None) -> th.Tensor:
         return (self.world_model.at(self.return_scale, z) * self.world_model.policy_value(z, params)).unsqueeze(-1)
@@ -412,9 +414,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         return actions.squeeze(-1) if isinstance(self.action_space, spaces.Discrete) else actions.float()
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
-        """
-        :return: The policy's distribution: of scaled actions (Box), of actions counted from zero (discrete kinds)
-        """
+        """:return: The policy's distribution: of scaled actions (Box), of actions counted from zero (discrete kinds)"""
         return self._distribution(self.world_model.prior(self.encode(obs)))
 
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:

@@ -371,7 +371,7 @@ def test_diverged_model_raises_and_leaves_its_checkpoint(name: str, action_space
 def test_diverged_model_does_not_act(action_space: spaces.Space, deterministic: bool, samples: int) -> None:
     model = tiny_model(randoms(action_space=action_space))
     break_weight(model, "encoder")
-    model.policy.mean.update(model.policy.features_extractor, model.policy.world_model)
+    model.policy.average()
     with model.set_planning(samples), pytest.raises(ValueError, match=r"NaN|nan"):
         model.predict(np.ones(3, np.float32), deterministic=deterministic)
 

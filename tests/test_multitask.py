@@ -634,6 +634,8 @@ def test_new_tasks_leave_the_known_ones_as_they_were() -> None:
     assert th.equal(model.policy.predict_values(tensors(obs)), values)
     found = model.policy.world_model.task_embeddings()
     assert th.allclose(found[:2], embeddings) and th.allclose(found[2], embeddings.mean(0), atol=1e-6)
+    found = model.policy.mean.world_model.task_embeddings()
+    assert not th.equal(found[:2], embeddings) and th.allclose(found[2], found[:2].mean(0), atol=1e-6)
     assert np.isfinite(model.predict(rows([2]))[0]).all()
     steps = model.policy.optimizer.state_dict()["state"][0]["step"]
     assert steps == model._n_updates > 0

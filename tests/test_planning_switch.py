@@ -204,6 +204,7 @@ def test_predict_leaves_gradients_and_modes_alone(box_model: M3PO) -> None:
     box_model.policy.set_training_mode(False)
     with box_model.set_planning(8):
         best(box_model)
-    assert all(not p.requires_grad for p in box_model.policy.bar.parameters())
+    copies = (box_model.policy.bar, box_model.policy.mean)
+    assert all(not p.requires_grad for copy in copies for p in copy.parameters())
     assert all(p.requires_grad for p in box_model.policy.world_model.parameters())
     assert not box_model.policy.training

@@ -92,6 +92,8 @@ def test_everything_learned_is_saved(tmp_path: Path) -> None:
         "norms.observation.mean",
         "norms.observation.scale",
         "bar.actor.1.weight",
+        "mean.n_averaged",
+        "mean.module.1.actor.1.weight",
         "world_model.can_terminate",
     ):
         assert not th.equal(state[name], initial[name]), name

@@ -61,7 +61,7 @@ def judge_planning(verdicts: Verdicts, model: M3PO, initial: dict[str, th.Tensor
     """Judge what planning gains with the initial policy."""
     env = vec_env(args.env, N_EPISODES, 0)
     trained = score(model, env)
-    model.policy.world_model.actor.load_state_dict(initial)
+    model.policy.mean.world_model.actor.load_state_dict(initial)  # which is what predicts
     noisy, plain = score(model, env, deterministic=False), score(model, env)
     planned = score(model, env, args.samples, args.iterations)
     share = (planned - noisy) / (trained - noisy) if trained > noisy else 0.0
