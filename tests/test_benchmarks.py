@@ -1,5 +1,6 @@
 """The benchmark harness: rows, resuming, overrides, the verdict of the table; and that every script runs."""
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -59,10 +60,11 @@ def test_run_resumes_from_the_last_checkpoint(tmp_path, monkeypatch):
 def test_run_of_an_algorithm_in_a_module(tmp_path):
     options = ["--algo", "stable_baselines3:PPO", *arguments(tmp_path, 1000)[2:], "--matmul", "medium"]
     benchmark.main(options)
+    precision = th.get_float32_matmul_precision()
+    th.set_float32_matmul_precision("highest")
     (row,) = read_rows(tmp_path / "PPO-test" / "CartPole-v1_seed0.csv")
     assert row["algo"] == "PPO" and "--algo stable_baselines3:PPO" in row["command"] and "--matmul medium" in row["command"]
-    assert th.get_float32_matmul_precision() == "medium"
-    th.set_float32_matmul_precision("highest")
+    assert precision == "medium"
 
 
 def save_and_die(callback, steps: int, at: int) -> None:
@@ -145,6 +147,9 @@ def test_parts(part, options, lines, passed, monkeypatch, capsys):
     output = capsys.readouterr().out
     assert all(line in output for line in lines), output
     assert passed is None or (end.value.code == 0) == passed
+    if part is world_model:
+        initial, trained = re.search(r"\((\S+) without its noise\).* trained (\S+):", output).groups()
+        assert initial != trained, "what predicts is the initial policy again"
 
 
 def test_trust_region_part(monkeypatch, capsys):
