@@ -60,8 +60,7 @@ class LastNetworksLearner(Learner):
 
     def average(self) -> None:
         """No state but the last counts."""
-        self.policy.mean.n_averaged.zero_()
-        super().average()
+        self.policy.average(restart=True)
 
 
 class LastNetworks(M3PO):

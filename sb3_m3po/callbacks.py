@@ -33,11 +33,12 @@ class TaskEvalCallback(EvalCallback):
     :param log_path: Path to a folder where the evaluations (``evaluations.npz``) will be saved
     :param best_model_save_path: Path to a folder where the best model will be saved
     :param deterministic: Whether the evaluation should use deterministic actions
+    :param render: Whether to render the environments during evaluation
+    :param verbose: Verbosity level: 0 for no output, 1 for indicating information about evaluation results
+    :param warn: Passed on to ``EvalCallback``; also whether to warn where the tasks can't be compared
     :param bounds: By task's name: the returns that count as 0 and as 1; see :attr:`TaskScores.scores
         <sb3_m3po.evaluation.TaskScores.scores>` for what is compared without them
     :param task_key: Key of the task's id in the observations; an M3PO model has its own
-    :param verbose: Verbosity level: 0 for no output, 1 for indicating information about evaluation results
-    :param warn: Passed on to ``EvalCallback``; also whether to warn where the tasks can't be compared
     :raises ValueError: when learning begins, if ``bounds`` are missing or empty, or ``eval_env`` is the training environment
     """
 
@@ -51,10 +52,11 @@ class TaskEvalCallback(EvalCallback):
         log_path: str | None = None,
         best_model_save_path: str | None = None,
         deterministic: bool = True,
-        bounds: Mapping[str, tuple[float, float]] | None = None,
-        task_key: str = "task",
+        render: bool = False,
         verbose: int = 1,
         warn: bool = True,
+        bounds: Mapping[str, tuple[float, float]] | None = None,
+        task_key: str = "task",
     ):
         super().__init__(
             eval_env,
@@ -65,8 +67,9 @@ class TaskEvalCallback(EvalCallback):
             log_path,
             best_model_save_path,
             deterministic,
-            verbose=verbose,
-            warn=warn,
+            render,
+            verbose,
+            warn,
         )
         self.bounds, self.task_key = bounds, task_key
         self._best = (-np.inf, -np.inf)
@@ -85,7 +88,7 @@ class TaskEvalCallback(EvalCallback):
         if self.model.get_vec_normalize_env() is not None:
             sync_envs_normalization(self.training_env, self.eval_env)
         scores = evaluate_per_task(
-            self.model, self.eval_env, self.n_eval_episodes, self.deterministic, self.bounds, self.task_key
+            self.model, self.eval_env, self.n_eval_episodes, self.deterministic, self.render, self.bounds, self.task_key
         )
         self._warn_if_incomparable(scores)
         if self.log_path is not None:

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector import VectorEnv
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_m3po.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
@@ -20,6 +23,33 @@ from sb3_m3po.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, WorldModel
 
 _AT_LEAST_ONE = ("batch_size", "sync_interval", "n_step_returns", "horizon", "buffer_size")
 _NOT_NEGATIVE = ("utd_ratio", "bonus_coef")
+
+
+def check_environment(env: Any, made_by: str = "make_multitask_vec_env(tasks)") -> None:
+    """
+    :param env: What was given as the environment
+    :param made_by: What makes one of several tasks
+    :raises ValueError: for what SB3 takes for an environment of the former OpenAI Gym, or fails on
+    """
+    if isinstance(env, VectorEnv):
+        raise ValueError(f"{env} is a vector environment of Gymnasium's: wrap it in sb3_m3po.VectorEnvAdapter")
+    if isinstance(env, (list, tuple)):
+        raise ValueError(f"{env!r} are several environments: make one of them by sb3_m3po.{made_by}")
+
+
+def made_environment(env: GymEnv | str | None, verbose: int) -> GymEnv | None:
+    """
+    :param env: What was given as the environment; its id, too
+    :param verbose: Whether to say that it is made
+    :return: The environment, ``None`` for none
+    :raises ValueError: for environments and spaces that are not supported
+    :raises NotImplementedError: for a Dict or a Tuple within a Dict, as SB3 does
+    """
+    check_environment(env)
+    if env is not None:
+        env = maybe_make_env(env, verbose)
+        check_spaces(env.observation_space, env.action_space)
+    return env
 
 
 def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
@@ -38,6 +68,11 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
             nested = key and isinstance(part, (spaces.Dict, spaces.Tuple))
             error = NotImplementedError if nested else ValueError
             raise error(f"Observation space {part}{where} is not supported: {problem}")
+    if not isinstance(action_space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        raise ValueError(
+            f"Action space {action_space} is not supported: use Box, Discrete, MultiDiscrete or MultiBinary (a Dict or a "
+            "Tuple of discrete ones becomes a MultiDiscrete in a wrapper, of Boxes one Box)"
+        )
     if isinstance(action_space, spaces.Box) and not np.all(np.isfinite([action_space.low, action_space.high])):
         raise ValueError(
             f"Action space {action_space} must have a finite lower and upper bound in each dimension: "
@@ -265,6 +300,19 @@ def warn_of_reward_normalisation(model: Any) -> bool:
         stacklevel=5,
     )
     return True
+
+
+def warn_of_no_update(model: Any) -> None:
+    """
+    :param model: An M3PO model that has just finished to learn
+    """
+    memory: ReplayMemory = model.replay_buffer
+    if model._n_updates == 0 and model.learning_starts is None:
+        warnings.warn(
+            "Nothing was learned yet: the first update waits for five episodes and 1,000 transitions, or for 5,000 (in "
+            f"memory: {memory.n_episodes} and {memory.size()}). Learn for longer, or pass learning_starts",
+            stacklevel=3,
+        )
 
 
 def check_memory(loaded: Any, mine: ReplayMemory, path: Any) -> None:

@@ -152,6 +152,7 @@ def evaluate_per_task(
     env: gym.Env | VecEnv,
     n_eval_episodes: int = 10,
     deterministic: bool = True,
+    render: bool = False,
     bounds: Mapping[str, tuple[float, float]] | None = None,
     task_key: str = "task",
 ) -> TaskScores:
@@ -168,6 +169,7 @@ def evaluate_per_task(
         their episodes: a later ``learn()`` begins with a reset
     :param n_eval_episodes: Episodes of each task
     :param deterministic: Whether to use deterministic actions
+    :param render: Whether to render the environments
     :param bounds: By task's name: the returns that count as 0 and as 1, for :attr:`TaskScores.scores`
     :param task_key: Key of the task's id in the observations; an M3PO model has its own
     :return: The episodes of each task
@@ -189,7 +191,7 @@ def evaluate_per_task(
     if trained_on is not None and trained_on.unwrapped is env.unwrapped:
         model._last_obs = None
     with dead_workers_named(env):
-        counter = _play(model, env, reader, view, n_eval_episodes, deterministic)
+        counter = _play(model, env, reader, view, n_eval_episodes, deterministic, render)
     return counter.scores(reader.table.names, bounds)
 
 
@@ -209,7 +211,9 @@ def check_bounds(bounds: Mapping[str, tuple[float, float]] | None, names: Sequen
             raise ValueError(f"bounds[{name!r}]={low, high} leave nothing between 0 and 1: {_BOUNDS}")
 
 
-def _play(model: Any, env: VecEnv, reader: TaskReader, view: ModelView, n_episodes: int, deterministic: bool) -> "_Counter":
+def _play(
+    model: Any, env: VecEnv, reader: TaskReader, view: ModelView, n_episodes: int, deterministic: bool, render: bool
+) -> "_Counter":
     """:return: Episodes of all tasks"""
     observations: Any = env.reset()
     counter = _Counter(env, reader.ids(observations), n_episodes, len(reader.table))
@@ -225,6 +229,8 @@ def _play(model: Any, env: VecEnv, reader: TaskReader, view: ModelView, n_episod
             episode = infos[i].get("episode", {"r": rewards_so_far[i], "l": lengths_so_far[i]})
             counter.add(i, int(tasks[i]), (episode["r"], episode["l"], infos[i].get("is_success")))
             rewards_so_far[i], lengths_so_far[i] = 0.0, 0
+        if render:
+            env.render()
     return counter
 
 

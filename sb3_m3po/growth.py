@@ -10,6 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file
 
+from sb3_m3po.checks import check_environment
 from sb3_m3po.policies import WorldModelPolicy
 from sb3_m3po.tasks import TaskReader, TaskSpace, TaskTable, find_tasks
 
@@ -50,8 +51,9 @@ def misfits_explained(known: Any, env: Any) -> Iterator[None]:
 
     :param known: An M3PO model, or the path of a saved one
     :param env: Environments
-    :raises ValueError: if their tasks or widths are not the model's: which, and what to do
+    :raises ValueError: if they are no environment for SB3, or their tasks or widths not the model's: what to do
     """
+    check_environment(env, "make_multitask_vec_env(tasks, like=model)")
     try:
         yield
     except ValueError as error:

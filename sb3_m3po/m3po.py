@@ -7,7 +7,6 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
@@ -21,14 +20,16 @@ from sb3_m3po.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
 from sb3_m3po.checks import (
     check_capacity,
     check_classes,
+    check_environment,
     check_memory,
     check_numbers,
-    check_spaces,
     check_statistics,
     check_step,
     dead_workers_named,
     initial_ent_coef,
     known_ent_coef,
+    made_environment,
+    warn_of_no_update,
     warn_of_reward_normalisation,
 )
 from sb3_m3po.discount import common_time_limit
@@ -54,11 +55,11 @@ class M3PO(OnPolicyAlgorithm):
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a subclass of WorldModelPolicy)
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: The learning rate, or a function of the progress remaining; by default it falls from 2e-3 to 2e-4
-    :param n_steps: Decisions per environment and rollout; ``None`` for ``max(1, 256 // n_envs)``
+    :param n_steps: Decisions per environment and rollout (``rollout_buffer.buffer_size``); ``None``: ``max(1, 256 // n_envs)``
     :param batch_size: Samples per update
     :param utd_ratio: Updates per collected transition
     :param sync_interval: Updates between two syncs of the frozen copies
-    :param gamma: Discount factor; ``"auto"``: by time limit and terminations, see :func:`~sb3_m3po.discount.gamma_for`
+    :param gamma: Discount factor; ``"auto"``: see :func:`~sb3_m3po.discount.gamma_for`, and ``policy.gammas`` for its value
     :param gae_lambda: Only shapes ``rollout_buffer.returns`` and the logged ``explained_variance``
     :param n_step_returns: Rewards summed in the critics' target before they bootstrap
     :param horizon: Steps that the world model is unrolled in training
@@ -131,12 +132,9 @@ class M3PO(OnPolicyAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ):
-        if env is not None:
-            env = maybe_make_env(env, verbose)
-            check_spaces(env.observation_space, env.action_space)
         super().__init__(
             policy,
-            env,  # type: ignore[arg-type]
+            made_environment(env, verbose),  # type: ignore[arg-type]
             learning_rate=learning_rate,
             n_steps=n_steps,  # type: ignore[arg-type]
             gamma=gamma,  # type: ignore[arg-type]
@@ -294,7 +292,9 @@ class M3PO(OnPolicyAlgorithm):
         :return: The trained model
         :raises ValueError: for NaN or infinite observations and rewards, and when training diverges
         """
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        warn_of_no_update(self)
+        return self
 
     def collect_rollouts(  # type: ignore[override]
         self,
@@ -525,6 +525,7 @@ class M3PO(OnPolicyAlgorithm):
         :param train: ``"all"``, or ``"new"`` to let only the new embeddings and the networks' output layers learn
         :raises ValueError: if the tasks do not fit, with the reason
         """
+        check_environment([env] if isinstance(env, str) else env, "make_multitask_vec_env(tasks, like=model)")
         env = self._wrap_env(env, self.verbose)
         check_growth(self, env.observation_space, env.action_space, train)
         old = self.policy
@@ -539,7 +540,7 @@ class M3PO(OnPolicyAlgorithm):
 
     def set_planning(self, samples: int | None = 64, iterations: int = 2, milliseconds: float | None = None) -> PlanningSwitch:
         """
-        Let the predictions that follow plan, or not: see :meth:`~sb3_m3po.planning.PlanningPolicy.set_planning`.
+        Let the predictions that follow plan, or not: see :meth:`~sb3_m3po.planning.PlanningPolicy.set_planning`. Not saved.
 
         :param samples: Action sequences per iteration; 0 or ``None`` switches planning off
         :param iterations: Rounds of drawing
@@ -558,14 +559,12 @@ class M3PO(OnPolicyAlgorithm):
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
-        Load a replay memory.
+        Load a replay memory. Its capacity holds, not ``buffer_size``.
 
         :param path: Path to the pickled memory, or a file
         :param truncate_last_traj: Whether the newest trajectories end where they were saved; if False, they continue
             with the next collected step
         :raises ValueError: if the file holds no memory of these spaces and this number of environments
-
-        The capacity is that of the loaded memory, not ``buffer_size``.
         """
         memory = load_from_pkl(path, self.verbose)
         check_memory(memory, self.replay_buffer, path)

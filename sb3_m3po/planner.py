@@ -7,9 +7,9 @@ The planner knows three verbs of a model, ``step``, ``prior`` and ``terminal_val
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch as th
 from torch.nn import functional as F
@@ -65,6 +65,18 @@ class PlannerConfig:
     n_iterations: int = 1
     n_effective: float = 6.0
     min_std: float = 0.1
+
+    @classmethod
+    def of(cls, planner_kwargs: dict[str, Any]) -> "PlannerConfig":
+        """
+        :param planner_kwargs: Some of the above, by their names
+        :return: The same, and the defaults of the others
+        :raises TypeError: for a key that is none of them
+        """
+        known = [field.name for field in fields(cls)]
+        if unknown := sorted(set(planner_kwargs) - set(known)):
+            raise TypeError(f"planner_kwargs hold {unknown}: the keys are {', '.join(known)}")
+        return cls(**planner_kwargs)
 
     def __post_init__(self) -> None:
         for name in ("n_samples", "horizon", "n_iterations"):

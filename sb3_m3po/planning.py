@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from numbers import Integral
 from typing import Any
 
 import torch as th
@@ -72,6 +73,7 @@ class PlanningSwitch:
 class PlanningPolicy(nn.Module):
     """How a policy with a world model predicts and plans; mixed into :class:`~sb3_m3po.policies.WorldModelPolicy`."""
 
+    features_extractor: Any
     world_model: WorldModel
     #: What predicts
     mean: MeanNetworks
@@ -97,6 +99,17 @@ class PlanningPolicy(nn.Module):
         :return: The value of each one's task, shape ``(n,)``; ``per_task`` itself without tasks
         """
         return per_task if self.tasks is None else per_task[self.tasks.ids(obs)]
+
+    def average(self, restart: bool = False) -> None:
+        """
+        Take the networks as they are into the mean that predicts, as ``learn`` does now and then.
+
+        :param restart: Forget the mean, and predict by the networks as they are: for weights that were changed outside of
+            ``learn``
+        """
+        if restart:
+            self.mean.n_averaged.zero_()
+        self.mean.update(self.features_extractor, self.world_model)
 
     def _decide(self, z: th.Tensor, deterministic: bool) -> th.Tensor:
         """:return: Actions for latents of the mean networks, shape ``(batch, ...)``"""
@@ -134,9 +147,11 @@ class PlanningPolicy(nn.Module):
         """
         before = (self._planning, self._planning_milliseconds)
         samples = 64 if samples is True else samples
-        if (samples or 0) < 0 or iterations < 1:
+        whole = isinstance(samples or 0, Integral) and isinstance(iterations, Integral)
+        if not whole or (samples or 0) < 0 or iterations < 1:
             raise ValueError(
-                f"samples={samples} must not be negative (0: no planning), and iterations={iterations} at least 1"
+                f"samples={samples!r} must be a whole number and not negative (0: no planning), and iterations={iterations!r} "
+                "one of at least 1"
             )
         if milliseconds is not None and milliseconds <= 0:
             raise ValueError(f"milliseconds={milliseconds} must be positive; set_planning(0) switches planning off")

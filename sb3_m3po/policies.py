@@ -125,7 +125,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         self.seen_space = observation_space if self.tasks is None else self.tasks.seen(observation_space)
         self.gamma, self.time_limit = gamma, time_limit
         self.planner_kwargs = {} if planner_kwargs is None else planner_kwargs
-        self.planner_config = PlannerConfig(**self.planner_kwargs)
+        self.planner_config = PlannerConfig.of(self.planner_kwargs)
         self._planning: PlannerConfig | None = None
         self._planning_milliseconds: float | None = None
         self._noise_bank: dict[tuple[int, int, int], th.Tensor] = {}
@@ -299,10 +299,6 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
     def _encode(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor, model: WorldModel) -> th.Tensor:
         tasks = self.task_ids(obs)
         return model.encode(self.extract_features(obs, features_extractor, tasks), tasks)
-
-    def average(self) -> None:
-        """Take the networks as they are into the mean that predicts; to be called for changes outside of ``learn``, too."""
-        self.mean.update(self.features_extractor, self.world_model)
 
     def observe(self, observations: np.ndarray | dict[str, np.ndarray]) -> None:
         """

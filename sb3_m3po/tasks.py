@@ -244,7 +244,11 @@ def find_table(observation_space: spaces.Space, task_key: str = "task") -> TaskT
     """
     parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
     if task_key not in parts:
-        raise ValueError(f"task_key={task_key!r} is no key of the observations {observation_space}")
+        raise ValueError(
+            f"task_key={task_key!r} is no key of the observations {observation_space}, which would tell the tasks apart: make "
+            "the environments by make_multitask_vec_env(), or name the key by task_key=. For a single task there are SB3's "
+            "evaluate_policy() and EvalCallback"
+        )
     space = parts[task_key]
     if isinstance(space, TaskSpace):
         return space.table

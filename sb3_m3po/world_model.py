@@ -48,6 +48,9 @@ class Sizes:
             raise ValueError(f"n_critics={self.n_critics} must be at least 1")
         if not 0 <= self.pessimism < math.inf:
             raise ValueError(f"pessimism={self.pessimism} must be a finite number of at least 0 (0: the mean of the critics)")
+        for name in ("encoder_arch", "model_arch", "pi_arch", "critic_arch"):
+            if min(getattr(self, name), default=1) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must hold widths of at least 1")
         if self.task_embedding_dim < 1:
             raise ValueError(f"task_embedding_dim={self.task_embedding_dim} must be at least 1")
 

@@ -98,7 +98,7 @@ def test_box_predictions_lie_in_the_space(box_policy: MlpPolicy, deterministic: 
         box_policy.world_model.actor[1].bias.copy_(  # type: ignore[operator]
             3 * normal(box_policy.world_model.codec.params_dim)
         )
-    box_policy.average()
+    box_policy.average(restart=True)
     actions, _ = box_policy.predict(obs, deterministic=deterministic)
     space = box_policy.action_space
     assert isinstance(space, spaces.Box)

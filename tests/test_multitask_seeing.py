@@ -1,6 +1,7 @@
 """What one sees of several tasks: scores, callbacks, logs and pictures."""
 
 import copy
+import inspect
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from gymnasium import spaces
 from matplotlib.text import Text
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnRewardThreshold
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnRewardThreshold
 from stable_baselines3.common.logger import KVWriter, configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
@@ -196,8 +197,25 @@ def test_tasks_that_are_not_in_the_env_have_no_score() -> None:
 
 def test_scores_need_tasks() -> None:
     env = DummyVecEnv([Known])
-    with pytest.raises(ValueError, match="task_key='task'"):
+    with pytest.raises(ValueError, match=r"task_key='task' is no key.*make_multitask_vec_env.*evaluate_policy\(\)"):
         evaluate_per_task(None, env)
+
+
+def test_rendering() -> None:
+    env, shown = make_multitask_vec_env(TWO), []
+    env.render = lambda mode=None: shown.append(mode)  # type: ignore[method-assign, assignment]
+    evaluate_per_task(Still(env), env, 1)
+    assert not shown
+    evaluate_per_task(Still(env), env, 1, render=True)
+    assert len(shown) == 9  # steps of the longer task's episode
+    model = tiny_model(make_multitask_vec_env(TWO), "MultiInputPolicy")
+    model.learn(16, callback=TaskEvalCallback(env, n_eval_episodes=1, eval_freq=16, render=True, verbose=0))
+    assert len(shown) == 18
+
+
+def test_the_callback_takes_what_that_of_sb3_takes() -> None:
+    theirs, ours = (list(inspect.signature(cls.__init__).parameters) for cls in (EvalCallback, TaskEvalCallback))
+    assert ours[: len(theirs)] == theirs and ours[len(theirs) :] == ["bounds", "task_key"]
 
 
 def test_iqm_by_hand() -> None:

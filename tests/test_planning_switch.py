@@ -172,9 +172,10 @@ def test_milliseconds_end_with_their_context(box_model: M3PO) -> None:
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        (dict(samples=-4), "samples=-4 must not be negative"),
-        (dict(samples=2.5), "n_samples.*2.5"),
-        (dict(iterations=0), "iterations=0 at least 1"),
+        (dict(samples=-4), "samples=-4 must be a whole number and not negative"),
+        (dict(samples=2.5), "samples=2.5 must be a whole number"),
+        (dict(iterations=0), "iterations=0 one of at least 1"),
+        (dict(iterations=1.5), "iterations=1.5 one of at least 1"),
         (dict(milliseconds=0), "milliseconds=0 must be positive"),
         (dict(milliseconds=-1.0), "milliseconds=-1.0 must be positive"),
     ],

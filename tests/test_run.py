@@ -84,6 +84,18 @@ def test_no_update_before_learning_starts() -> None:
     assert model._n_updates == 24
 
 
+def test_a_training_without_an_update_is_told() -> None:
+    with pytest.warns(UserWarning, match=r"Nothing was learned yet.*memory: 0 and 32.*pass learning_starts"):
+        model = tiny_model(counters(length=100), learning_starts=None).learn(32)
+    assert model._n_updates == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # Asked for, or learning at last
+        tiny_model(counters(), learning_starts=40).learn(32)
+        model.learning_starts = 32
+        model.learn(32)
+
+
 def test_learning_starts_beyond_the_memory_means_a_full_memory() -> None:
     model = tiny_model(randoms(), learning_starts=10_000, buffer_size=32).learn(32)
     assert model._n_updates == 16

@@ -136,7 +136,7 @@ def test_saturated_policy_stays_within_the_bounds(dtype: type, sign: float) -> N
     model = tiny_model(randoms(1, action_space=space), learning_starts=10_000)
     with th.no_grad():
         model.policy.get_parameter("world_model.actor.1.bias")[:50] = 50 * sign
-    model.policy.average()
+    model.policy.average(restart=True)
     model.learn(16)
     action, _ = model.predict(np.zeros(3, np.float32), deterministic=True)
     for chosen in (action, *received_by(model)):
