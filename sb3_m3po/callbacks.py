@@ -79,8 +79,8 @@ class TaskEvalCallback(EvalCallback):
         super()._init_callback()
         if self.eval_env.unwrapped is self.training_env.unwrapped:
             raise ValueError("eval_env is the training environment, whose episodes an evaluation breaks off: make another one")
-        names = reader_for(self.eval_env.observation_space, self.task_key, self.model).table.names
-        check_bounds(self.bounds, names)
+        self.names = reader_for(self.eval_env.observation_space, self.task_key, self.model).table.names
+        check_bounds(self.bounds, self.names)
 
     def _on_step(self) -> bool:
         if self.eval_freq <= 0 or self.n_calls % self.eval_freq != 0:
@@ -109,22 +109,29 @@ class TaskEvalCallback(EvalCallback):
         self.warn = False
 
     def _write(self, scores: TaskScores) -> None:
-        """Under SB3's names, with the tasks' episodes one behind another; and by task."""
+        """
+        Under SB3's names, with the tasks' episodes one behind another; and by task. NaN stands for the episodes of a task that
+        was never drawn, and for successes that are not told.
+        """
         assert self.log_path is not None
+        nothing = np.full(self.n_eval_episodes, np.nan)
+
+        def row(values: Mapping[str, np.ndarray]) -> list[float]:
+            return np.concatenate([values.get(name, nothing) for name in self.names]).tolist()
+
         self.evaluations_timesteps.append(self.num_timesteps)
-        self.evaluations_results.append(np.concatenate(list(scores.returns.values())).tolist())
-        self.evaluations_length.append(np.concatenate(list(scores.lengths.values())).tolist())
-        self.evaluations_tasks.append([scores[name] for name in scores])
-        kwargs: dict[str, Any] = {}
-        if scores.successes:
-            self.evaluations_successes.append(np.concatenate(list(scores.successes.values())).tolist())
-            kwargs["successes"] = self.evaluations_successes
+        self.evaluations_results.append(row(scores.returns))
+        self.evaluations_length.append(row(scores.lengths))  # type: ignore[arg-type]
+        self.evaluations_tasks.append([scores.get(name, np.nan) for name in self.names])
+        self.evaluations_successes.append(row(scores.successes))  # type: ignore[arg-type]
+        told = not np.isnan(self.evaluations_successes).all()
+        kwargs: dict[str, Any] = {"successes": self.evaluations_successes} if told else {}
         np.savez(
             self.log_path,
             timesteps=self.evaluations_timesteps,
             results=self.evaluations_results,
             ep_lengths=self.evaluations_length,
-            tasks=list(scores),
+            tasks=self.names,
             task_results=self.evaluations_tasks,
             **kwargs,
         )
@@ -149,6 +156,9 @@ class TaskEvalCallback(EvalCallback):
 
     def _keep_if_best(self, scores: TaskScores) -> bool:
         """:return: Whether training goes on"""
+        if len(scores) < len(self.names):
+            # Not to be compared: a task was never drawn
+            return True
         if (scores.iqm, scores.mean_score) <= self._best:
             return True
         self._best = scores.iqm, scores.mean_score

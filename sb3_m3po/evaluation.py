@@ -216,10 +216,11 @@ def _play(
 ) -> "_Counter":
     """:return: Episodes of all tasks"""
     observations: Any = env.reset()
-    counter = _Counter(env, reader.ids(observations), n_episodes, len(reader.table))
+    tasks = reader.ids(observations)
+    counter = _Counter(env, tasks, n_episodes, len(reader.table))
     rewards_so_far, lengths_so_far = np.zeros(env.num_envs), np.zeros(env.num_envs, int)
     states, starts = None, np.ones(env.num_envs, bool)
-    while counter.wants_more(tasks := reader.ids(observations)):
+    while counter.wants_more():
         seen = view(observations)
         actions, states = model.predict(seen, state=states, episode_start=starts, deterministic=deterministic)
         observations, rewards, starts, infos = env.step(actions)
@@ -227,8 +228,10 @@ def _play(
         lengths_so_far += 1
         for i in np.flatnonzero(starts).tolist():
             episode = infos[i].get("episode", {"r": rewards_so_far[i], "l": lengths_so_far[i]})
-            counter.add(i, int(tasks[i]), (episode["r"], episode["l"], infos[i].get("is_success")))
+            counter.end(i, int(tasks[i]), (episode["r"], episode["l"], infos[i].get("is_success")))
             rewards_so_far[i], lengths_so_far[i] = 0.0, 0
+        tasks = reader.ids(observations)
+        counter.begin(starts, tasks)
         if render:
             env.render()
     return counter
@@ -239,7 +242,7 @@ class _Counter:
     The episodes that were played, and whether more are wanted.
 
     Each environment plays a number of its own, so that short episodes don't count more. Environments that draw their tasks
-    play on until each task has its episodes.
+    play on until each task has its episodes; which of them count is settled when they begin, for the same reason.
     """
 
     def __init__(self, env: VecEnv, tasks: np.ndarray, n_episodes: int, n_tasks: int):
@@ -250,20 +253,29 @@ class _Counter:
         for task in np.unique(tasks):
             mine = np.flatnonzero(tasks == task)
             self.left[mine] = (n_episodes + np.arange(len(mine))) // len(mine)
+        #: Of each task the episodes that were begun and count, and of each environment whether its current one does
+        self.begun, self.counts = np.zeros(n_tasks, int), np.zeros(env.num_envs, bool)
+        self.begin(np.ones(env.num_envs, bool), tasks)
 
-    def wants_more(self, tasks: np.ndarray) -> bool:
+    def begin(self, starts: np.ndarray, tasks: np.ndarray) -> None:
         # An environment that does not say so shows it by its next task
         self.drawn = self.drawn or bool((tasks != self.tasks).any())
-        if not self.drawn:
-            return bool((self.left > 0).any())
-        hopeless = self.n_played >= _PATIENCE * len(self.episodes)
-        return any(len(found) < self.n_episodes and not (hopeless and not found) for found in self.episodes)
+        for i in np.flatnonzero(starts).tolist():
+            self.counts[i] = self.begun[tasks[i]] < self.n_episodes if self.drawn else self.left[i] > 0
+            self.begun[tasks[i]] += self.counts[i]
+            self.left[i] -= 1
 
-    def add(self, env: int, task: int, episode: tuple[float, int, bool | None]) -> None:
+    def end(self, env: int, task: int, episode: tuple[float, int, bool | None]) -> None:
         self.n_played += 1
-        self.left[env] -= 1
-        if (len(self.episodes[task]) < self.n_episodes) if self.drawn else (self.left[env] >= 0):
+        if self.counts[env]:
             self.episodes[task].append(episode)
+            self.counts[env] = False
+
+    def wants_more(self) -> bool:
+        if self.counts.any() or not self.drawn:
+            return bool(self.counts.any() or (self.left > 0).any())
+        hopeless = self.n_played >= _PATIENCE * len(self.episodes)
+        return any(begun < self.n_episodes and not (hopeless and not begun) for begun in self.begun.tolist())
 
     def scores(self, names: list[str], bounds: Mapping[str, tuple[float, float]] | None) -> TaskScores:
         columns = {name: list(zip(*played, strict=True)) for name, played in zip(names, self.episodes, strict=True) if played}

@@ -11,6 +11,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_m3po.checks import check_environment
+from sb3_m3po.nets import RunningNorm
 from sb3_m3po.policies import WorldModelPolicy
 from sb3_m3po.tasks import TaskReader, TaskSpace, TaskTable, find_tasks
 
@@ -95,24 +96,25 @@ def take_over(policy: WorldModelPolicy, old: WorldModelPolicy) -> None:
     """
     state = policy.state_dict()
     for name, value in old.state_dict().items():
-        state[name] = _grown(name, value, state[name])
+        state[name] = _grown(value, state[name])
     if old.tasks is not None:
         for name, model in (("world_model", old.world_model), ("bar", old.bar), ("mean.module.1", old.mean.world_model)):
             state[f"{name}.task_embedding"][len(old.tasks.table) :] = model.task_embeddings().mean(0)
+    for name, norm in old.norms.items():
+        assert isinstance(norm, RunningNorm)
+        for part, mean in zip(("shift", "scale"), norm.mean_over_tasks(), strict=True):
+            state[f"norms.{name}.{part}"][len(norm.shift) :] = mean
     policy.load_state_dict(state)
     policy._planning, policy._planning_milliseconds = old._planning, old._planning_milliseconds
     for name in ("optimizer", "model_optimizer", "coef_optimizer"):
         _take_over_optimizer(getattr(policy, name), getattr(old, name))
 
 
-def _grown(name: str, old: th.Tensor, new: th.Tensor) -> th.Tensor:
+def _grown(old: th.Tensor, new: th.Tensor) -> th.Tensor:
     """:return: The old tensor, its missing rows as in the new one"""
     if old.shape == new.shape:
         return old
-    rest = new[len(old) :]
-    if name.startswith("norms.") and name.endswith((".shift", ".scale")):
-        rest = old.mean(0, keepdim=True).expand_as(rest)
-    return th.cat([old, rest])
+    return th.cat([old, new[len(old) :]])
 
 
 def _take_over_optimizer(optimizer: th.optim.Optimizer, old: th.optim.Optimizer) -> None:

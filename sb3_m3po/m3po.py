@@ -168,8 +168,7 @@ class M3PO(OnPolicyAlgorithm):
         self.planner_kwargs = planner_kwargs
         self.task_key = task_key
         self.n_tasks = n_tasks
-        # While only new tasks learn: how many came before them
-        self._n_frozen_tasks = 0
+        self._n_frozen_tasks = 0  # while only new tasks learn: how many came before them
         self._task_stats: TaskEpisodeStats | None = None
         self._time_limit: int | None = None  # of the environments it was made for, in decisions
         # Updates that collected transitions have paid for and that are still due
@@ -505,7 +504,7 @@ class M3PO(OnPolicyAlgorithm):
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """
-        Set the environment, of the same spaces and tasks.
+        Set the environment, of the same spaces and tasks; discounts that follow time limits follow its own.
 
         :param env: The environment for learning a policy
         :param force_reset: Force call to ``reset()`` before training
@@ -513,6 +512,8 @@ class M3PO(OnPolicyAlgorithm):
         """
         with misfits_explained(self, env):
             super().set_env(env, force_reset)
+        self._time_limit = common_time_limit(self.env)  # type: ignore[arg-type]
+        self.policy.set_time_limit(self._time_limit)
 
     def add_tasks(self, env: GymEnv, train: str = "all") -> None:
         """

@@ -304,7 +304,7 @@ class ReplayMemory:
     def lag_correlation(self, n_samples: int = 1_024) -> np.ndarray:
         """
         How slow observations are: the correlation of each entry with itself one step later, averaged over the entries of
-        all vectors that move.
+        all vectors (and 2-D arrays) that move.
 
         :param n_samples: Transitions looked at of each task
         :return: For each task 1 for what hardly changes within a step, 0 for what is drawn anew, or if there is no such
@@ -313,7 +313,7 @@ class ReplayMemory:
         vectors = [
             key
             for key, space in self.spaces.items()
-            if isinstance(space, spaces.Box) and np.issubdtype(storage_dtype(space), np.floating)
+            if isinstance(space, spaces.Box) and len(space.shape) < 3 and np.issubdtype(storage_dtype(space), np.floating)
         ]
         if not vectors:
             return np.zeros(self.n_tasks)

@@ -180,6 +180,19 @@ class RunningNorm(nn.Module):
         self.shift.copy_(th.where(seen, self.mean, self.shift))
         self.scale.copy_(th.where(seen, self.var.sqrt().clamp_min(self.min_std), self.scale))
 
+    def mean_over_tasks(self) -> tuple[th.Tensor, th.Tensor]:
+        """
+        What may be expected of an unknown task: of each entry the mean over the tasks in which it moves. In those
+        that don't have it, it rests at 0.
+
+        :return: Mean and standard deviation, shape ``(*shape,)`` each; the latter 1 where no task moves
+        """
+        moves = self.scale > self.min_std  # (n_tasks, *shape)
+        n = moves.sum(0).clamp_min(1)
+        shift, scale = ((part * moves).sum(0) / n for part in (self.shift, self.scale))
+        anywhere = moves.any(0)
+        return th.where(anywhere, shift, self.shift.mean(0)), th.where(anywhere, scale, 1.0)
+
     def forward(self, x: th.Tensor, tasks: th.Tensor | None = None) -> th.Tensor:
         """
         :param x: Observations, shape ``(batch, *shape)``

@@ -6,13 +6,14 @@ from numbers import Integral
 from typing import Any
 
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from sb3_m3po.actions import GaussianActions
 from sb3_m3po.planner import NoiseSource, Plan, PlannerConfig, own_count, plan
-from sb3_m3po.tasks import TaskReader
+from sb3_m3po.tasks import TaskReader, known_tasks
 from sb3_m3po.world_model import WorldModel
 
 
@@ -77,7 +78,11 @@ class PlanningPolicy(nn.Module):
     world_model: WorldModel
     #: What predicts
     mean: MeanNetworks
+    observation_space: spaces.Space
     tasks: TaskReader | None
+    task_key: str | None
+    gamma: float | str
+    time_limit: int | None
     #: Discount factors of tasks that only their time limit ends, and of those that have ever terminated
     lasting_gammas: th.Tensor
     ending_gammas: th.Tensor
@@ -91,6 +96,16 @@ class PlanningPolicy(nn.Module):
     def gammas(self) -> th.Tensor:
         """:return: Discount factor of each task, shape ``(n_tasks,)``; ``(1,)`` without tasks"""
         return th.where(self.world_model.can_terminate > 0, self.ending_gammas, self.lasting_gammas)
+
+    def set_time_limit(self, time_limit: int | None) -> None:
+        """
+        :param time_limit: Decisions after which episodes of tasks are cut that don't know it themselves, which their discounts
+            follow where ``gamma`` is ``"auto"``; ``None`` if they aren't
+        """
+        self.time_limit = time_limit
+        table = known_tasks(self.observation_space, self.tasks, self.task_key)
+        for gammas, can_terminate in ((self.lasting_gammas, False), (self.ending_gammas, True)):
+            gammas.copy_(th.as_tensor(table.gammas(self.gamma, time_limit, can_terminate)))
 
     def of_task(self, per_task: th.Tensor, obs: Any) -> th.Tensor:
         """

@@ -49,7 +49,8 @@ def plot_task_heatmap(
     """
     names, steps, results = _evaluations(evaluations)
     check_bounds(bounds, names)
-    found = {name: (column.min(), column.max()) for name, column in zip(names, results.T, strict=True)}
+    known = {name: column[~np.isnan(column)] for name, column in zip(names, results.T, strict=True)}
+    found = {name: (column.min(), column.max()) if len(column) else (0.0, 1.0) for name, column in known.items()}
     low, high = np.array([(bounds or found)[name] for name in names]).T
     scores = (results - low) / np.where(high > low, high - low, 1.0)
     size = _between(len(names), 10, 8)

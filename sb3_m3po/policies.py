@@ -24,7 +24,7 @@ from sb3_m3po.nets import RunningNorm
 from sb3_m3po.optim import FusedAdamW
 from sb3_m3po.planner import Plan, PlannerConfig
 from sb3_m3po.planning import MeanNetworks, PlanningPolicy, not_nan
-from sb3_m3po.tasks import TaskTable, find_tasks
+from sb3_m3po.tasks import find_tasks
 from sb3_m3po.world_model import Sizes, WorldModel
 
 #: Learning rates in relation to the networks'. A temperature that falls at once leaves the policy certain before the critics
@@ -175,9 +175,9 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
             self.register_buffer(name, th.ones(n))
         for name in ("scale_is_known", "gap_median", "lag_correlation"):  # known: from the first nonzero reward on
             self.register_buffer(name, th.zeros(n))
-        for name, can_terminate in (("lasting_gammas", False), ("ending_gammas", True)):
-            gammas = (table or TaskTable.anonymous(1)).gammas(self.gamma, self.time_limit, can_terminate)
-            self.register_buffer(name, th.as_tensor(gammas, dtype=th.float32), persistent=False)
+        for name in ("lasting_gammas", "ending_gammas"):
+            self.register_buffer(name, th.zeros(n), persistent=False)
+        self.set_time_limit(self.time_limit)
 
         # The policy and the critics; the model learns in a phase of its own
         kwargs, model = self.optimizer_kwargs, self.world_model

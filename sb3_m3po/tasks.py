@@ -23,8 +23,8 @@ class TaskSpec:
     :param action_dim: Its own action dimensions (Box) or number of actions (Discrete), before padding; ``None`` where nothing
         is padded
     :param gamma: Its discount factor; ``None`` for the model's
-    :param time_limit: Decisions after which its episodes are cut, ``None`` if they aren't: what ``gamma="auto"`` goes by.
-        Tasks that differ in nothing else are equal
+    :param time_limit: Decisions after which its episodes are cut, 0 if they aren't, ``None`` if it isn't known: what
+        ``gamma="auto"`` goes by. Tasks that differ in nothing else are equal
     :raises ValueError: for an empty name, a size below 1 or a discount outside of [0, 1]
     """
 
@@ -138,7 +138,7 @@ class TaskTable(Sequence[TaskSpec]):
         :param can_terminate: Whether their episodes can end before
         :return: Shape ``(n_tasks,)``
         """
-        limits = [spec.time_limit or time_limit for spec in self.specs]
+        limits = [time_limit if spec.time_limit is None else spec.time_limit or None for spec in self.specs]
         defaults = [gamma_for(limit, can_terminate) if isinstance(default, str) else default for limit in limits]
         return np.array([own if spec.gamma is None else spec.gamma for spec, own in zip(self.specs, defaults, strict=True)])
 
@@ -258,6 +258,19 @@ def find_table(observation_space: spaces.Space, task_key: str = "task") -> TaskT
             "name another key, or pass task_key=None for a single task"
         )
     return TaskTable.anonymous(int(space.n))
+
+
+def known_tasks(observation_space: spaces.Space, tasks: TaskReader | None, task_key: str | None) -> TaskTable:
+    """
+    :param observation_space: Of the environments
+    :param tasks: How the tasks are told apart, ``None`` for a single one
+    :param task_key: Key of the task's id
+    :return: The tasks; of a single one what is known of it
+    """
+    if tasks is not None:
+        return tasks.table
+    space = observation_space.spaces.get(task_key or "") if isinstance(observation_space, spaces.Dict) else None
+    return space.table if isinstance(space, TaskSpace) else TaskTable.anonymous(1)
 
 
 def reader_for(space: spaces.Space, task_key: str = "task", model: Any = None) -> TaskReader:

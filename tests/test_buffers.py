@@ -523,7 +523,17 @@ def test_correlation_is_that_of_all_vectors_that_move() -> None:
     assert wandering(0.9, spaces.Dict(parts), write).lag_correlation() == pytest.approx(0.9, abs=0.05)
 
 
-def test_correlation_of_observations_that_are_no_vectors_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = wandering(0.9, spaces.Discrete(3), lambda x: np.array([int(x[0] > 0)]))
+@pytest.mark.parametrize(
+    ("space", "write"),
+    [
+        (spaces.Discrete(3), lambda x: np.array([int(x[0] > 0)])),
+        (spaces.Box(-9.0, 9.0, (1, 1, 3), np.float32), lambda x: x[None, None, None]),
+    ],
+    ids=["number", "image of floats"],
+)
+def test_correlation_of_observations_that_are_no_vectors_is_zero(
+    space: spaces.Space, write: Callable[[np.ndarray], np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = wandering(0.9, space, write)
     monkeypatch.setattr(memory, "sample", None)
     assert memory.lag_correlation() == 0, "and nothing is copied for it"

@@ -1,6 +1,6 @@
 """The discount factor that follows from a time limit, wherever an environment keeps it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,9 @@ def processes(makers: list[Callable[[], gym.Env]]) -> SubprocVecEnv:
     return SubprocVecEnv(makers, start_method="fork")
 
 
-def vector(mode: str) -> VectorEnvAdapter:
+def vector(mode: str, wrappers: Sequence[Any] = ()) -> VectorEnvAdapter:
     kwargs = {"autoreset_mode": AutoresetMode.SAME_STEP}
-    return VectorEnvAdapter(gym.make_vec("Pendulum-v1", 2, vectorization_mode=mode, vector_kwargs=kwargs))
+    return VectorEnvAdapter(gym.make_vec("Pendulum-v1", 2, vectorization_mode=mode, vector_kwargs=kwargs, wrappers=wrappers))
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,8 @@ VEC_ENVS: list[tuple[Callable[[], VecEnv], float]] = [
     (lambda: processes([Endless] * 2), 0.99),
     (lambda: vector("sync"), 0.975),
     (lambda: vector("async"), 0.975),
+    (lambda: vector("sync", wrappers=[lambda env: ActionRepeat(env, 4)]), 0.95),
+    (lambda: vector("sync", wrappers=[lambda env: TimeLimit(env, 150)]), 1 - 5 / 150),
     (lambda: VectorEnvAdapter(AsyncVectorEnv([Endless] * 2, autoreset_mode=AutoresetMode.SAME_STEP)), 0.99),
 ]
 
@@ -130,6 +132,33 @@ def test_tasks_without_a_table_have_the_environments_time_limit() -> None:
             return {"x": observation, "task": 1}
 
     assert M3PO("MultiInputPolicy", Told(limited(200)), gamma="auto").policy.gammas.tolist() == pytest.approx([0.975] * 2)
+
+
+def test_the_only_task_has_its_own() -> None:
+    env = make_multitask_vec_env([Task("Pendulum-v1", gamma=0.9)])
+    assert M3PO("MultiInputPolicy", env).policy.gammas.tolist() == pytest.approx([0.9])
+    assert M3PO("MultiInputPolicy", make_multitask_vec_env("Pendulum-v1")).policy.gammas.tolist() == pytest.approx([0.975])
+
+
+def test_a_task_without_a_time_limit_does_not_take_that_of_others(tmp_path: Path) -> None:
+    tasks = [Task(partial(limited, 200), "limited"), Task(Endless, "endless")]
+    model = tiny_model(make_multitask_vec_env(tasks), "MultiInputPolicy", gamma="auto")
+    model.save(tmp_path / "model")
+    limited_alone = make_multitask_vec_env(tasks[:1], like=model)
+    assert M3PO.load(tmp_path / "model", env=limited_alone).policy.gammas.tolist() == pytest.approx([0.975, 0.99])
+    model.add_tasks(make_multitask_vec_env([Task(partial(limited, 300), "new")], like=model))
+    assert model.policy.gammas.tolist() == pytest.approx([0.975, 0.99, 1 - 5 / 300])
+
+
+def test_other_environments_have_their_own(tmp_path: Path) -> None:
+    model = tiny_model(limited(100), gamma="auto")
+    model.save(tmp_path / "model")
+    for limit, gamma in ((200, 0.975), (500, 0.99)):
+        model.set_env(limited(limit))
+        loaded = M3PO.load(tmp_path / "model", env=limited(limit))
+        assert model.policy.gammas.tolist() == loaded.policy.gammas.tolist() == pytest.approx([gamma])
+    model.save(tmp_path / "model")
+    assert M3PO.load(tmp_path / "model").policy.gammas.tolist() == pytest.approx([0.99])
 
 
 def test_a_number_stands_and_is_loaded(tmp_path: Path) -> None:

@@ -641,6 +641,35 @@ def test_new_tasks_leave_the_known_ones_as_they_were() -> None:
     assert steps == model._n_updates > 0
 
 
+def test_observations_of_a_new_task_are_normalised_as_where_they_are_known() -> None:
+    """Of three entries the known tasks have one and two: what rests at 0 in all of them is not blown up."""
+    norm = RunningNorm((3,), n_tasks=2)
+    known = np.random.default_rng(0).normal([3.0, -5.0, 0.0], [2.0, 4.0, 0.0], (1_000, 3))
+    norm.update(known, np.arange(1_000) % 2)
+    norm.update(np.zeros((5, 3)), np.zeros(5, int))
+    norm.freeze()
+    shift, scale = norm.mean_over_tasks()
+    np.testing.assert_allclose(shift, [3.0, -5.0, 0.0], atol=0.5)
+    np.testing.assert_allclose(scale, [2.0, 4.0, 1.0], atol=0.3)
+    norm.scale[0, 1], norm.shift[0, 1] = 0.01, 0.0
+    shift, scale = norm.mean_over_tasks()
+    assert shift[1] == norm.shift[1, 1] and scale[1] == norm.scale[1, 1]
+
+
+def test_a_grown_model_begins_with_these_statistics() -> None:
+    model = trained()
+    norm = model.policy.norms["observation"]
+    assert isinstance(norm, RunningNorm)
+    expected = norm.mean_over_tasks()
+    model.add_tasks(grown_env("new"))
+    norm = model.policy.norms["observation"]
+    assert isinstance(norm, RunningNorm)
+    for found, part in zip((norm.shift, norm.scale), expected, strict=True):
+        assert th.equal(found[2], part)
+    # The third entry is that of "large" alone
+    assert norm.scale[0, 2] == norm.min_std and norm.scale[2, 2] == norm.scale[1, 2] > norm.min_std
+
+
 @pytest.mark.parametrize("names", [("new",), ("new", "small", "large", "new")], ids=len)
 def test_a_grown_model_goes_on(names: tuple[str, ...], tmp_path: Any) -> None:
     model = trained()

@@ -617,6 +617,22 @@ def test_adapter_does_what_dummy_vec_env_does(mode: AutoresetMode) -> None:
             np.testing.assert_array_equal(info.get("terminal_observation", 0), expected.get("terminal_observation", 0))
 
 
+@pytest.mark.parametrize("dicts", [False, True])
+def test_what_the_adapter_returned_does_not_change(dicts: bool) -> None:
+    """Whether or not the vector environment has one array for all steps."""
+    kwargs: dict[str, Any] = {"observation_space": spaces.Dict(x=box(2)) if dicts else box(2)}
+    env = VectorEnvAdapter(SyncVectorEnv([lambda: Echo(length=3, **kwargs)], copy=False))
+    returned = [env.reset()]
+    kept = copy.deepcopy(returned)
+    for _ in range(4):
+        obs, _, dones, infos = env.step(np.ones((1, 1), np.float32))
+        returned += [obs, *[info["terminal_observation"] for info, done in zip(infos, dones, strict=True) if done]]
+        kept += copy.deepcopy(returned[len(kept) :])
+    assert len(kept) == 6
+    for now, then in zip(returned, kept, strict=True):
+        np.testing.assert_equal(now, then)
+
+
 def test_adapter_passes_attributes_methods_and_pictures() -> None:
     env = VectorEnvAdapter(SyncVectorEnv([lambda: Monitor(gym.make("Pendulum-v1", render_mode="rgb_array"))] * 2))
     env.reset()

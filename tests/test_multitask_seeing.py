@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from gymnasium import spaces
 from matplotlib.text import Text
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnRewardThreshold
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
@@ -112,6 +114,30 @@ def test_an_environment_that_draws_its_tasks_plays_all_of_them() -> None:
     scores = evaluate_per_task(Still(DummyVecEnv([lambda: env])), env, n_eval_episodes=3)
     assert {name: len(found) for name, found in scores.returns.items()} == {"short": 3, "long": 3}
     assert scores.lengths["short"].tolist() == [2, 2, 2]
+
+
+class Lasting(gym.Env):
+    """Each episode has 1 or 50 steps, at even odds, and a reward of 1 in each."""
+
+    def __init__(self) -> None:
+        self.observation_space, self.action_space = VECTOR, spaces.Box(-1.0, 1.0, (1,))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.left = int(self.np_random.choice([1, 50]))
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.left -= 1
+        return np.zeros(2, np.float32), 1.0, self.left == 0, False, {}
+
+
+def test_short_episodes_of_drawn_tasks_do_not_count_more() -> None:
+    tasks = [Task(Lasting, name) for name in "ab"]
+    env = make_vec_env(partial(MultiTaskEnv, tasks), 8, seed=0)
+    found = [evaluate_per_task(Still(env), env, 10)[name] for _ in range(60) for name in "ab"]
+    # Its standard error is 0.7; by the first ten to end it would be about 19
+    assert np.mean(found) == pytest.approx(25.5, abs=2.5)
 
 
 class Drawing(gym.Env):
@@ -377,6 +403,23 @@ def test_evaluations_are_logged_and_written(tmp_path: Any) -> None:
     assert found["results"].shape == found["ep_lengths"].shape == (2, 4)
     np.testing.assert_allclose(found["task_results"], [[11.5, -98.5], [21.5, -95.5]])
     assert M3PO.load(tmp_path / "best_model").num_timesteps == 128
+
+
+def test_a_task_that_was_never_drawn_is_told_by_nan(tmp_path: Path) -> None:
+    """Task 1 comes in every 60th episode: in an evaluation of 2 episodes of each now and then, and mostly not."""
+    train, drawing = Drawing([0, 1], 2), Drawing([0] * 59 + [1], 2)
+    drawing.draws_tasks = True  # type: ignore[attr-defined]
+    model = tiny_model(DummyVecEnv([lambda: train]), "MultiInputPolicy", learning_starts=10_000)
+    options: dict[str, Any] = dict(log_path=str(tmp_path), best_model_save_path=str(tmp_path), verbose=0, warn=False)
+    callback = TaskEvalCallback(DummyVecEnv([lambda: drawing]), n_eval_episodes=2, eval_freq=8, **options)
+    model.learn(64, callback=callback)
+    found = np.load(tmp_path / "evaluations.npz")
+    missing = np.isnan(found["task_results"])
+    assert found["results"].shape == found["ep_lengths"].shape == (8, 4) and found["tasks"].tolist() == ["task0", "task1"]
+    assert not missing[:, 0].any() and missing[:, 1].any() and not missing[:, 1].all()
+    assert (np.isnan(found["results"][:, 2:]) == missing[:, 1:]).all()
+    assert callback.best_mean_reward == 1.5 and (tmp_path / "best_model.zip").exists()
+    assert plot_task_heatmap(tmp_path).axes
 
 
 def test_the_best_model_is_that_of_the_best_iqm(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

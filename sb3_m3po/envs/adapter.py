@@ -12,7 +12,7 @@ from gymnasium.vector.utils import iterate
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from sb3_m3po.discount import TIME_LIMIT
+from sb3_m3po.discount import TIME_LIMIT, time_limit_of
 from sb3_m3po.envs.action_repeat import check_count
 from sb3_m3po.envs.padding import action_dim
 from sb3_m3po.envs.suites import meta_world_names
@@ -69,11 +69,10 @@ class VectorEnvAdapter(VecEnv):
         )
 
     def _convert(self, obs: Any, index: int | None = None) -> Any:
-        """As the space has them: all environments' observations, or those of one of them."""
-        if not isinstance(self.observation_space, spaces.Dict) or "task" not in self.observation_space.spaces:
-            return obs
-        if isinstance(obs, dict):
-            return obs
+        """As the space has them: all environments' observations, or those of one of them; none that the next step changes."""
+        has_task = isinstance(self.observation_space, spaces.Dict) and "task" in self.observation_space.spaces
+        if not has_task or isinstance(obs, dict):
+            return _copied(obs)
         own = obs[..., : obs.shape[-1] - self._tail].astype(np.float32)
         if self._tasks is not None:
             return {"observation": own, "task": self._tasks if index is None else self._tasks[index]}
@@ -108,8 +107,7 @@ class VectorEnvAdapter(VecEnv):
         infos = _unbatched(batched, self.num_envs)
         final: Any = None
         if self._mode is AutoresetMode.DISABLED and dones.any():
-            final = list(iterate(self.venv.observation_space, obs))
-            final = [_copied(row) for row in final]
+            final = [_copied(row) for row in iterate(self.venv.observation_space, obs)]
             obs, reset_infos = self.venv.reset(options={"reset_mask": dones.astype(bool)})
             self.reset_infos = _unbatched(reset_infos, self.num_envs)
         for i in np.flatnonzero(dones).tolist():
@@ -160,9 +158,10 @@ class VectorEnvAdapter(VecEnv):
         """
         if attr_name == "render_mode":
             return [self.venv.render_mode for _ in self._get_indices(indices)]
-        if attr_name == TIME_LIMIT and (self.venv.spec is not None or self.processes):
+        if attr_name == TIME_LIMIT:
+            envs = getattr(self.venv.unwrapped, "envs", None)
             limit = None if self.venv.spec is None else self.venv.spec.max_episode_steps
-            return [limit for _ in self._get_indices(indices)]
+            return [time_limit_of(envs[i]) if envs else limit for i in self._get_indices(indices)]
         if not hasattr(self.venv, "get_attr"):
             raise AttributeError(f"{type(self.venv).__name__} has no attribute {attr_name!r} of single environments")
         values = self.venv.get_attr(attr_name)
@@ -261,8 +260,8 @@ def _rows(values: Any, n_envs: int) -> Sequence[Any]:
     return values
 
 
-def _copied(row: Any) -> Any:
-    return {key: np.copy(part) for key, part in row.items()} if isinstance(row, dict) else np.copy(row)
+def _copied(obs: Any) -> Any:
+    return {key: np.copy(part) for key, part in obs.items()} if isinstance(obs, dict) else np.copy(obs)
 
 
 def _is_wrapped(env: gym.Env, wrapper_class: type[gym.Wrapper]) -> bool:

@@ -101,7 +101,7 @@ def describe(name: str, env: gym.Env, gamma: float | None) -> TaskSpec:
             f"Task {name!r} has actions without bounds ({space}): give them bounds in the environment, or with "
             "gymnasium.wrappers.TransformAction(env, lambda action: action, gymnasium.spaces.Box(low, high))"
         )
-    return TaskSpec(name, flatdim(env.observation_space), action_dim(space), gamma, time_limit_of(env))
+    return TaskSpec(name, flatdim(env.observation_space), action_dim(space), gamma, time_limit_of(env) or 0)
 
 
 def common_action_space(names: Sequence[str], action_spaces: Sequence[spaces.Space]) -> spaces.Space:
