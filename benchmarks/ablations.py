@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.curves import Results
 from benchmarks.record import RESULTS
-from benchmarks.run import run_commands
+from benchmarks.run import is_done, run_commands
 from benchmarks.suites import core_hours
 
 #: Dense and continuous, discrete, slow to start, sparse
@@ -191,10 +191,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--images", type=Path, default=IMAGES)
     args = parser.parse_args(argv)
-    runs = commands(args.only, args.seeds)
-    hours = sum(core_hours("m3po", env_id, STEPS) for env_id, _ in runs)
-    print(f"{len(runs)} runs, about {hours:.1f} core-hours of training", flush=True)
-    failed = 0 if args.dry_run else run_commands([[*run, "--out", str(args.results)] for _, run in runs], args.jobs)
+    runs = [(env_id, [*run, "--out", str(args.results)]) for env_id, run in commands(args.only, args.seeds)]
+    missing = [(env_id, run) for env_id, run in runs if not is_done(run[1:])]
+    hours = sum(core_hours("m3po", env_id, STEPS) for env_id, _ in missing)
+    print(f"{len(missing)} runs, about {hours:.1f} core-hours of training ({len(runs) - len(missing)} are done)", flush=True)
+    failed = 0 if args.dry_run else run_commands([run for _, run in missing], args.jobs)
     matplotlib.use("Agg")
     for part in args.only:
         if found := scores(Results(args.results, STEPS), part):

@@ -1,5 +1,6 @@
 """What an agent scores on an environment, and when: from the CSV files, normalised and smoothed."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from sb3_m3po.evaluation import bootstrap_interval
 PUBLISHED_CSV = Path("benchmarks/published.csv")
 #: Share of the budget over which evaluations are averaged: of 20 evaluations three
 SMOOTHING = 0.15
+#: Several environments step together: an evaluation may come so much after the step that it is meant for
+OVERSHOOT = 0.01
 
 
 @dataclass
@@ -24,7 +27,7 @@ class Curve:
     :param steps: environment steps (frames) of its evaluations, shape ``(n,)``
     :param scores: normalised, each the mean of the evaluations of the last steps, shape ``(n_seeds, n)``
     :param cpu_seconds: training time until then, shape ``(n_seeds, n)``
-    :param machines: on which it was measured
+    :param machines: on which it was measured, and with which precision of matrix products
     """
 
     steps: np.ndarray
@@ -40,10 +43,10 @@ class Curve:
     def at(self, steps: float) -> np.ndarray:
         """
         :param steps: environment steps
-        :return: score of each seed then, at the last evaluation up to it; of a random policy before there is one, shape
-            ``(n_seeds,)``
+        :return: score of each seed then, at the last evaluation up to it (or just after it); of a random policy before
+            there is one, shape ``(n_seeds,)``
         """
-        last = int(np.searchsorted(self.steps, steps, side="right")) - 1
+        last = int(np.searchsorted(self.steps, steps * (1 + OVERSHOOT), side="right")) - 1
         return self.scores[:, last] if last >= 0 else np.zeros(len(self.scores))
 
     def after(self, seconds: float) -> np.ndarray:
@@ -138,8 +141,8 @@ class Results:
             for key in ("mean_reward", "cpu_seconds")
         )
         width = window or self.window(budget)
-        smooth = [returns[:, (steps > step - width) & (steps <= step)].mean(1) for step in steps]
-        machines = frozenset(row["machine"] for run in points for row in run.values())
+        smooth = [returns[:, (steps > step - (1 - OVERSHOOT) * width) & (steps <= step)].mean(1) for step in steps]
+        machines = frozenset(measured_on(row) for run in points for row in run.values())
         return Curve(steps, self.score(env_id, np.stack(smooth, 1)), seconds, machines)
 
     def published(self, env_id: str) -> dict[str, float]:
@@ -150,6 +153,15 @@ class Results:
         rows = [row for row in self._published if row["env"] == env_id and int(row["steps"]) <= self.budget]
         rows.sort(key=lambda row: float(row["mean"]))
         return {row["method"]: float(self.score(env_id, np.array(float(row["mean"])))) for row in rows}
+
+
+def measured_on(row: dict[str, str]) -> str:
+    """
+    :param row: of a CSV file
+    :return: what its seconds depend on: the machine, and the precision of matrix products
+    """
+    precision = re.search(r"--matmul (\w+)", row["command"])
+    return f"{row['machine']}; products {precision[1] if precision else 'highest'}"
 
 
 def median_with_bounds(ratios: list[tuple[float, bool]], bound: str, digits: int) -> str:

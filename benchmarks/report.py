@@ -131,7 +131,8 @@ def race_table(results: Results, ids: Iterable[str], opponents: tuple[str, ...])
         title = f"**median** of {len(step_ratios)}, {n_never} of them never reached"
         lines.append(row(title, *[""] * 5, f"**{medians[0]}**", "", "", f"**{medians[1]}**"))
     below = f"Not compared, because the opponent ends below {LEARNED}"
-    notes = {below: nothing_learned, "Seconds of different machines": machines, "Not run yet": missing}
+    unlike = "Seconds of different machines or precisions of matrix products"
+    notes = {below: nothing_learned, unlike: machines, "Not run yet": missing}
     return with_notes(lines, notes)
 
 
@@ -196,7 +197,8 @@ def published_table(results: Results, agent: str) -> str:
         scores = [theirs[method] for method in DM_CONTROL_METHODS]
         own.append(float(mine.at(BUDGET).mean()))
         best.append(max(scores))
-        frames = mine.steps_to(best[-1])
+        # What lies before the first evaluation is not known, and theirs can't be smoothed alike
+        frames = max(mine.steps_to(best[-1]), float(mine.steps[0]))
         ratio = BUDGET / min(frames, BUDGET)
         cells = [f"{frames:,.0f}", f"{ratio:.1f}"] if frames < np.inf else [f"> {BUDGET:,}", f"< {ratio:.1f}"]
         if best[-1] < LEARNED:

@@ -148,9 +148,13 @@ class Run:
         return frames_of(self.env_id) if is_task_set(self.env_id) else frames_per_decision(self.env_id)
 
     def done(self) -> bool:
-        """Whether all rows reach the end of the budget."""
-        found = [read_rows(self.csv_path(variant)) for variant in self.evaluations]
-        return all(rows and int(rows[-1]["steps"]) >= self.steps for rows in found)
+        """Whether all rows reach the end of the budget, those of each task there."""
+        return all(map(self._is_whole, (read_rows(self.csv_path(variant)) for variant in self.evaluations)))
+
+    def _is_whole(self, rows: list[dict[str, str]]) -> bool:
+        if not rows or int(rows[-1]["steps"]) < self.steps:
+            return False
+        return sum(row["steps"] == rows[-1]["steps"] for row in rows) == len({row.get("task") for row in rows})
 
 
 class Evaluate(BaseCallback):
@@ -297,13 +301,14 @@ def save_checkpoint(model: BaseAlgorithm, run: Run, state: dict[str, float]) -> 
 def last_checkpoint(run: Run) -> tuple[Path | None, dict[str, float]]:
     """
     :param run: a run
-    :return: the folder of its last whole checkpoint (``None`` without one), and its steps and seconds
+    :return: the folder of its last whole checkpoint whose rows are there (``None`` without one), and its steps and seconds
     """
-    whole = [path.parent for path in run.checkpoint_dir.glob("step*/state.json")]
-    if not whole:
+    recorded = {int(row["steps"]) for row in read_rows(run.csv_path(run.variant))}
+    whole = {int(path.parent.name.removeprefix("step")): path for path in run.checkpoint_dir.glob("step*/state.json")}
+    if not (usable := recorded & set(whole)):
         return None, {"steps": 0, "wall": 0.0, "cpu": 0.0}
-    folder = max(whole, key=lambda path: int(path.name.removeprefix("step")))
-    return folder, json.loads((folder / "state.json").read_text())
+    state = whole[max(usable)]
+    return state.parent, json.loads(state.read_text())
 
 
 def build(run: Run, checkpoint: Path | None, steps: int) -> BaseAlgorithm:
@@ -328,7 +333,8 @@ def build(run: Run, checkpoint: Path | None, steps: int) -> BaseAlgorithm:
     model = cls.load(checkpoint / "model.zip", env=env, device="cpu")
     if hasattr(model, "load_replay_buffer"):
         model.load_replay_buffer(checkpoint / "memory.pkl")
-    model.set_random_seed(run.seed + 1_000 * steps)
+    # Another one than at the start, and none of the evaluations'
+    model.set_random_seed(run.seed + 500 + 1_000 * steps)
     return model
 
 
@@ -376,7 +382,8 @@ def train(run: Run) -> None:
     th.set_float32_matmul_precision(run.matmul)
     checkpoint, state = last_checkpoint(run)
     for path in map(run.csv_path, run.evaluations):
-        write_rows(path, [row for row in read_rows(path) if int(row["steps"]) <= state["steps"]], run.columns)
+        known = [] if checkpoint is None else read_rows(path)
+        write_rows(path, [row for row in known if int(row["steps"]) <= state["steps"]], run.columns)
     run.checkpoint_dir.mkdir(parents=True, exist_ok=True)
     model = build(run, checkpoint, int(state["steps"]))
     eval_env = evaluation_env(run, model)
@@ -473,6 +480,7 @@ def make_run(args: argparse.Namespace, seed: int) -> Run:
     words = ["zoo"] * args.zoo + [override.replace(":", "=") for override in args.overrides]
     words += [f"envs={args.n_envs}"] if args.n_envs else []
     words += [f"rewards={args.reward_scale:g}"] if args.reward_scale != 1.0 else []
+    words += [f"matmul={args.matmul}"] if args.matmul != "highest" else []
     variant = args.name or ",".join(words) or "default"
     variant += f",grown-{args.train}" if args.grown_from else ""
     options = ["--env", args.env, "--steps", str(args.steps), "--seeds", str(seed), *settings_options(args)]
@@ -485,15 +493,31 @@ def make_run(args: argparse.Namespace, seed: int) -> Run:
     return run
 
 
-def main(argv: list[str] | None = None) -> None:
+def make_parser() -> argparse.ArgumentParser:
     """
-    :param argv: the command line, ``sys.argv`` by default
+    :return: the parser of the command line
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", required=True, help="id of the environment")
     parser.add_argument("--steps", type=int, required=True, help="budget in environment steps (frames)")
     add_settings_arguments(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def is_done(argv: list[str]) -> bool:
+    """
+    :param argv: a command line
+    :return: whether there is nothing left to do for it
+    """
+    args = make_parser().parse_args(argv)
+    return all(make_run(args, seed).done() for seed in args.seeds)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """
+    :param argv: the command line, ``sys.argv`` by default
+    """
+    args = make_parser().parse_args(argv)
     if args.jobs == 1 or len(args.seeds) == 1:
         for seed in args.seeds:
             train(make_run(args, seed))

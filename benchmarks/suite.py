@@ -8,7 +8,7 @@ Run whole suites, the longest runs first; the same command goes on after a kill.
 import argparse
 import sys
 
-from benchmarks.run import add_settings_arguments, run_commands, settings_options
+from benchmarks.run import add_settings_arguments, is_done, run_commands, settings_options
 from benchmarks.suites import SUITES, budgets, core_hours
 
 
@@ -27,22 +27,26 @@ def main(argv: list[str] | None = None) -> None:
     steps = {env_id: n for suite in args.suites for env_id, n in budgets(suite, args.algo, args.zoo).items()}
     if unknown := set(args.envs or ()) - set(steps):
         parser.error(f"not in {', '.join(args.suites)}: {sorted(unknown)}")
-    runs = [(env_id, seed) for env_id in args.envs or steps for seed in args.seeds]
-    hours = {env_id: core_hours(args.algo, env_id, n) for env_id, n in steps.items()}
-    runs.sort(key=lambda run: hours[run[0]], reverse=True)
-    print(f"{len(runs)} runs, about {sum(hours[env_id] for env_id, _ in runs):.1f} core-hours of training", flush=True)
-    if args.dry_run:
-        return
-    if args.suites != ["table"] and not (args.zoo or args.name):
+    if args.suites != ["table"] and not (args.zoo or args.name or args.dry_run):
         parser.error("these budgets are not the table's, whose rows would be overwritten: give --name 100k")
     if args.suites == ["table"] and args.zoo and not args.name:
         parser.error("these budgets are not the suites', whose rows would be overwritten: give --name zoo-table")
-    options = settings_options(args)
-    commands = [
-        ["benchmarks.run", "--env", env_id, "--steps", str(steps[env_id]), "--seeds", str(seed), *options]
-        for env_id, seed in runs
-    ]
-    sys.exit(min(run_commands(commands, args.jobs), 1))
+    runs = [(env_id, seed) for env_id in args.envs or steps for seed in args.seeds]
+    hours = {env_id: core_hours(args.algo, env_id, n) for env_id, n in steps.items()}
+    runs.sort(key=lambda run: hours[run[0]], reverse=True)
+    options, commands = settings_options(args), {}
+    for env_id, seed in runs:
+        command = ["--env", env_id, "--steps", str(steps[env_id]), "--seeds", str(seed), *options]
+        if not is_done(command):
+            commands[env_id, seed] = ["benchmarks.run", *command]
+    print(
+        f"{len(commands)} runs, about {sum(hours[env_id] for env_id, _ in commands):.1f} core-hours of training "
+        f"({len(runs) - len(commands)} are done)",
+        flush=True,
+    )
+    if args.dry_run:
+        return
+    sys.exit(min(run_commands(list(commands.values()), args.jobs), 1))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ how much faster a new task is learned by an agent that knows others.
 """
 
 import argparse
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,10 +61,12 @@ def load(folder: Path, label: str, env_id: str) -> dict[int, dict[str, Curve]]:
     :param folder: where the CSV files are
     :param label: algorithm and variant, as the folder is called
     :param env_id: a set of tasks, a part of one, or an environment
-    :return: by seed and task
+    :return: by seed and task, of the runs that have come to the end of their budget
     """
     found: dict[int, dict[str, Curve]] = {}
     for seed, rows in load_runs(folder, label, env_id).items():
+        if not is_whole(rows):
+            continue
         # Without tasks the environment is the only one
         names = [row.get("task", env_id.rpartition("/")[2]) for row in rows]
         for task in dict.fromkeys(names):
@@ -73,6 +76,15 @@ def load(folder: Path, label: str, env_id: str) -> dict[int, dict[str, Curve]]:
             minutes = [float(row["cpu_seconds"]) / 60 for row in mine]
             found.setdefault(seed, {})[task] = Curve(*map(np.array, (steps, scores, successes, minutes)))
     return found
+
+
+def is_whole(rows: list[dict[str, str]]) -> bool:
+    """
+    :param rows: of a run
+    :return: whether they reach the budget that its command says
+    """
+    budget = re.search(r"--steps (\d+)", rows[-1]["command"])
+    return budget is not None and int(rows[-1]["steps"]) >= int(budget[1])
 
 
 def success_table(folder: Path, env_id: str, labels: list[str]) -> None:
@@ -91,9 +103,7 @@ def success_table(folder: Path, env_id: str, labels: list[str]) -> None:
         runs = load(folder, label, env_id)
         if not runs:
             continue
-        # One that is still going on, or was cut off, has not come to its final policy
         end = max(run[tasks[0]].steps[-1] for run in runs.values())
-        runs = {seed: run for seed, run in runs.items() if run[tasks[0]].steps[-1] == end}
         table = np.array([[run[task].successes[-1] for task in tasks] for run in runs.values()])
         minutes = np.mean([run[tasks[0]].cpu_minutes[-1] for run in runs.values()])
         per_seed = ", ".join(f"{value:.2f}" for value in table.mean(1))
@@ -196,26 +206,29 @@ def growth_table(folder: Path, env_id: str, label: str) -> None:
             goal = SHARE_TO_REACH * float(np.mean([run[task].final for run in alone.values()]))
             scratch, taken_in = ([run[task].reaches(goal) for run in group.values()] for group in (alone, grown))
             zero_shot = np.mean([run[task].scores[0] for run in grown.values()])
-            ratio = how_much_faster(scratch, taken_in, next(iter(grown.values()))[task].steps)
-            if train == "all":
-                ratios.append(ratio)
+            ratio, bound = how_much_faster(scratch, taken_in, next(iter(grown.values()))[task].steps)
+            if train == "all" and bound != ">":
+                ratios.append((ratio, bound == "<"))
             steps = " | ".join(", ".join(f"{value:,.0f}" for value in values) for values in (scratch, taken_in))
-            cell = median_with_bounds([ratio], "<", 1)
+            cell = f"{bound} {ratio:.1f}".strip() + " (not in the median)" * (bound == ">")
             lines.append(f"| {task} ({train}) | {number(goal)} | {number(float(zero_shot))} | {steps} | {cell} |")
     if lines:
         print(f"\n| new task of {env_id} ({label}) | reach | at 0 steps | steps from scratch | steps taken in | ratio |")
-        print("| --- " * 6 + "|", *lines, f"| median | | | | | {median_with_bounds(ratios, '<', 1)} |", sep="\n")
+        median = median_with_bounds(ratios, "<", 1) if ratios else ""
+        print("| --- " * 6 + "|", *lines, f"| median | | | | | {median} |", sep="\n")
 
 
-def how_much_faster(scratch: list[float], taken_in: list[float], steps: np.ndarray) -> tuple[float, bool]:
+def how_much_faster(scratch: list[float], taken_in: list[float], steps: np.ndarray) -> tuple[float, str]:
     """
-    :param scratch: steps to a score from scratch, of each seed
-    :param taken_in: the same of the agent that knows other tasks; infinity if it never came there
-    :param steps: when it was evaluated, from 0 on; a task that it can do at once counts as one interval
-    :return: the first by the second, of the median seeds, and whether that is an upper bound
+    :param scratch: steps to a score from scratch, of each seed; infinity if it never came there
+    :param taken_in: the same of the agent that knows other tasks
+    :param steps: when both were evaluated, from 0 on; a task that it can do at once counts as one interval
+    :return: the first by the second, of the median seeds, and what it is: ``"<"`` for an upper bound, ``">"`` for a lower one
+        (of neither anything is known)
     """
-    mine = float(np.median(taken_in))
-    return float(np.median(scratch)) / np.clip(mine, steps[1], steps[-1]), mine == np.inf
+    theirs, mine = (float(np.median(found)) for found in (scratch, taken_in))
+    bound = ">" if theirs == np.inf else "<" if mine == np.inf else ""
+    return float(min(theirs, steps[-1]) / np.clip(mine, steps[1], steps[-1])), bound
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -303,7 +303,7 @@ def main() -> None:
 def _register_environments(arguments: Sequence[str]) -> None:
     """Of packages that are not imported by Gymnasium: some of rl-zoo3's scripts have no ``--gym-packages``."""
     for prefix, package in REGISTERED_BY.items():
-        if any(x.startswith(prefix) for x in arguments):
+        if any(x.removeprefix("--env=").startswith(prefix) for x in arguments):
             with contextlib.suppress(ImportError):
                 importlib.import_module(package)
 

@@ -13,7 +13,7 @@ from benchmarks import speed, study_plots, table
 from benchmarks.algorithms import Settings, apply_overrides
 from benchmarks.parts import critic, planner, saving, scales, trust_region, world_model
 from benchmarks.random_baseline import lag_correlation
-from benchmarks.record import read_rows
+from benchmarks.record import read_rows, write_rows
 from benchmarks.run import Run
 from benchmarks.table import passes, score
 from benchmarks.targets import Target
@@ -55,6 +55,41 @@ def test_run_resumes_from_the_last_checkpoint(tmp_path, monkeypatch):
     content = path.read_text()
     benchmark.main(arguments(tmp_path, 3000))
     assert path.read_text() == content, "a finished run is left alone"
+
+
+def test_a_checkpoint_without_its_rows_is_not_resumed(tmp_path, monkeypatch):
+    """Rows are in version control, checkpoints are not."""
+    path = tmp_path / "ppo-test" / "CartPole-v1_seed0.csv"
+    monkeypatch.setattr(benchmark.Evaluate, "_checkpoint", lambda self, steps: save_and_die(self, steps, at=2000))
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.main(arguments(tmp_path, 3000))
+    monkeypatch.undo()
+    path.unlink()
+    benchmark.main(arguments(tmp_path, 3000))
+    assert [int(row["steps"]) for row in read_rows(path)] == [1000, 2000, 3000]
+    assert benchmark.is_done(arguments(tmp_path, 3000)) and not benchmark.is_done(arguments(tmp_path, 4000))
+
+
+def test_a_set_of_tasks_is_done_with_the_last_row_of_each(tmp_path):
+    run = Run("m3po", "t", "mt10", 0, 2000, Settings(), "", out=tmp_path)
+    rows = [dict.fromkeys(run.columns, "0") | {"task": task, "steps": n} for n in (1000, 2000) for task in "ab"]
+    for n, done in ((4, True), (3, False), (2, False)):
+        write_rows(run.csv_path("t"), rows[:n], run.columns)
+        assert run.done() is done
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_resumed_training_never_sees_what_it_is_evaluated_on(seed, tmp_path):
+    """At 100,000 steps, say, from which the seed of the evaluations is made."""
+    run = Run("ppo", "t", "CartPole-v1", seed, 200_000, Settings(kwargs={"n_steps": 8}), "", checkpoints=tmp_path)
+    model = benchmark.build(run, None, 0)
+    benchmark.save_checkpoint(model, run, {"steps": 100_000, "wall": 0, "cpu": 0})
+    resumed = benchmark.build(run, run.checkpoint_dir / "step100000", 100_000)
+    seen = resumed.env.reset()
+    eval_env = benchmark.evaluation_env(run, resumed)
+    for evaluated in range(3):
+        eval_env.seed(benchmark.EVALUATION_SEED + 1_000 * evaluated)
+        assert not (eval_env.reset() == seen).all(-1).any()
 
 
 def test_run_of_an_algorithm_in_a_module(tmp_path):

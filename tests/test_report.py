@@ -1,6 +1,7 @@
 """The comparison with other agents: scores, steps and seconds to a score, and that it is drawn from CSV files alone."""
 
 import inspect
+import re
 from functools import partial
 from pathlib import Path
 
@@ -72,11 +73,14 @@ def test_agents_of_different_budgets_are_smoothed_over_as_many_steps(tmp_path):
     assert len(results.curve(report.M3PO, "LunarLander-v3").scores) == 1
 
 
-def record(folder: Path, label: str, env_id: str, seed: int, returns: list[float], interval: int, cpu: float) -> None:
+def record(
+    folder: Path, label: str, env_id: str, seed: int, returns: list[float], interval: int, cpu: float, command: str = ""
+) -> None:
     """Rows of a run with these returns, one evaluation after each interval."""
     algo, _, variant = label.partition("-")
     rows = [dict.fromkeys(COLUMNS, 0) | {"algo": algo, "variant": variant, "env": env_id, "seed": seed} for _ in returns]
     for i, (row, mean) in enumerate(zip(rows, returns, strict=True)):
+        row["command"] = command
         row |= {"steps": interval * (i + 1), "mean_reward": mean, "cpu_seconds": cpu * (i + 1)}
     write_rows(folder / label / f"{stem(env_id, seed)}.csv", rows, COLUMNS)
 
@@ -90,6 +94,7 @@ def test_report_is_made_from_csv_files_alone(tmp_path, capsys):
         record(tmp_path, report.PPO, "Hopper-v5", seed, [15.5482] * 4, 250_000, 25.0)
         record(tmp_path, report.M3PO, "Hopper-v5", seed, [15.5482] * 4, 25_000, 25.0)
         record(tmp_path, report.M3PO, "dm_control/walker-walk-v0", seed, [900.0] * 4, 25_000, 25.0)
+        record(tmp_path, report.M3PO, "dm_control/cheetah-run-v0", seed, [900.0] * 4, 25_000, 25.0)
     report.main(["--results", str(tmp_path), "--out", str(tmp_path / "report")])
     text = (tmp_path / "report" / "tables.md").read_text()
     assert text.split("\n\n", 1)[1].strip() == capsys.readouterr().out.strip()
@@ -99,14 +104,40 @@ def test_report_is_made_from_csv_files_alone(tmp_path, capsys):
     assert "Not compared, because the opponent ends below 0.1: Hopper-v5 (PPO (rl-zoo3's): 0.00)." in text
     assert "Not run yet: CartPole-v1, Acrobot-v1, " in text
     assert "| dm_control/walker-walk-v0 | 0.896 | 0.960 | 0.886 | > 100,000 | < 1.0 |" in text
+    # It was not looked at before 25,000 frames
+    assert re.search(r"cheetah-run-v0 \| 0\.\d+ \| 0\.5\d+ \| 0\.6\d+ \| 25,000 \| 4\.0 \|", text)
     assert "The smallest difference is " in text and "never below -0.1 is missed" in text
     assert {path.suffix for path in (tmp_path / "report").iterdir()} == {".md", ".png"}
+
+
+def test_seconds_of_other_products_are_told(tmp_path):
+    returns = [-157.0] * 4
+    record(tmp_path, report.M3PO, "Pendulum-v1", 0, returns, 25_000, 100.0, "--steps 100000 --matmul medium")
+    record(tmp_path, report.PPO, "Pendulum-v1", 0, returns, 25_000, 100.0)
+    note = "Seconds of different machines or precisions of matrix products: Pendulum-v1."
+    assert note in report.race_table(Results(tmp_path), ["Pendulum-v1"], (report.PPO,))
+    record(tmp_path, report.PPO, "Pendulum-v1", 0, returns, 25_000, 100.0, "--matmul medium")
+    assert note not in report.race_table(Results(tmp_path), ["Pendulum-v1"], (report.PPO,))
+
+
+def test_an_evaluation_just_after_its_step_counts(tmp_path):
+    """Sixteen environments come to 5,008, 10,000, 15,008: as many evaluations are averaged as with one."""
+    low, high = Results(tmp_path).random["LunarLander-v3"], 242.1
+    steps = {"one": [*range(5_000, 100_001, 5_000)], "many": [x + 8 * (x % 10_000 > 0) for x in range(5_000, 100_001, 5_000)]}
+    found = []
+    for label, mine in steps.items():
+        rows = [{"seed": 0, "command": "", "machine": "", "cpu_seconds": 0, "steps": x} for x in mine]
+        rows = [row | {"mean_reward": low + (high - low) * row["steps"] / 1e5} for row in rows]
+        write_rows(tmp_path / label / f"{stem('LunarLander-v3', 0)}.csv", rows, tuple(rows[0]))
+        curve = Results(tmp_path).curve(label, "LunarLander-v3")
+        found.append([curve.at(x).item() for x in report.CHECKPOINTS])
+    assert found[0] == pytest.approx([0.2, 0.45, 0.95]) and found[1] == pytest.approx(found[0], abs=1e-3)
 
 
 def test_a_batch_says_how_long_it_takes_before_it_starts(capsys):
     suite.main(["classic", "--algo", "ppo", "--zoo", "--seeds", "0", "1", "--dry-run"])
     hours = 2 * sum(core_hours("ppo", env_id, steps) for env_id, steps in budgets("classic", "ppo", zoo=True).items())
-    assert capsys.readouterr().out == f"12 runs, about {hours:.1f} core-hours of training\n"
+    assert capsys.readouterr().out == f"12 runs, about {hours:.1f} core-hours of training (0 are done)\n"
     assert budgets("classic", "ppo", zoo=True)["MountainCarContinuous-v0"] == 20_000
     assert set(budgets("off-policy", "sac", zoo=False).values()) == {100_000}
 

@@ -119,7 +119,14 @@ def test_a_run_over_tasks_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         benchmark.save_checkpoint(self.model, self.run, state)
         raise KeyboardInterrupt
 
+    def die(self: Any, steps: int) -> None:
+        raise KeyboardInterrupt
+
     run(tmp_path, "small:-b")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        # Before there is a checkpoint: the row before the start is not written twice
+        patch.setattr(benchmark.Evaluate, "_checkpoint", die)
+        run(tmp_path, "small:b", "--grown-from", "small:-b", "--train", "all")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(benchmark.Evaluate, "_checkpoint", save_and_die)
         run(tmp_path, "small:b", "--grown-from", "small:-b", "--train", "all")
@@ -130,13 +137,17 @@ def test_a_run_over_tasks_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 # ---------------------------------------------------------------------- tables
 
 
-def write(folder: Path, label: str, env_id: str, seed: int, scores: dict[str, list[float]], success: Any = "") -> None:
+def write(
+    folder: Path, label: str, env_id: str, seed: int, scores: dict[str, list[float]], success: Any = "", left: int = 0
+) -> None:
+    """Rows of a run that was stopped ``left`` evaluations before its end."""
     rows = []
+    budget = 1_000 * (len(next(iter(scores.values()))) - 1 + left)
     for i in range(len(next(iter(scores.values())))):
         for task, values in scores.items():
             row = dict.fromkeys(TASK_COLUMNS, "0") | {"seed": seed}
             rows.append(row | {"task": task, "steps": 1_000 * i, "mean_reward": values[i], "success_rate": success})
-            rows[-1]["cpu_seconds"] = str(60 * i)
+            rows[-1] |= {"cpu_seconds": str(60 * i), "command": f"python -m benchmarks.run --steps {budget} --seeds {seed}"}
     write_rows(folder / label / f"{stem(env_id, seed)}.csv", rows, TASK_COLUMNS)
 
 
@@ -159,41 +170,55 @@ def test_shares_of_single_task_agents(tmp_path: Path, monkeypatch: pytest.Monkey
     assert lines[2][0] == "| a" and lines[2][-1] == "0.83 |" and lines[2][1] == "8.333 (8.000, 8.667)"
     assert lines[3][-1] == "0.50 |" and lines[4][2] == "not run"
     assert lines[5][0] == "| mean of 2" and lines[5][-1].endswith("0.67 |")
+    # One that was stopped has no final score
+    write(tmp_path, "one", "small:a", 1, {"a": [1.0] * 2}, left=2)
+    task_table.share_table(tmp_path, "small", "many")
+    assert capsys.readouterr().out.strip().splitlines()[2].endswith("0.83 |")
 
 
 def test_how_much_faster_a_new_task_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setitem(task_table.SINGLES, "small", ("one", "suite/"))
     # An agent of its own may have been trained where there are no tasks
     scores = [0, 4, 7, 9, 10, 10, 10]
-    rows = [{"seed": 0, "steps": 1_000 * i, "mean_reward": x, "cpu_seconds": 0} for i, x in enumerate(scores)]
+    row: dict[str, Any] = {"seed": 0, "cpu_seconds": 0, "command": "--steps 6000"}
+    rows = [row | {"steps": 1_000 * i, "mean_reward": x} for i, x in enumerate(scores)]
     write_rows(tmp_path / "one" / "suite-a_seed0.csv", rows, tuple(rows[0]))
     write(tmp_path, "m,grown-all", "small:a", 0, {"a": [3, 9, 10, 10]})
     task_table.growth_table(tmp_path, "small", "m")
     last = capsys.readouterr().out.strip().splitlines()[-2:]
     # 0.8 of 10 is reached at 3,000 and at 1,000 steps
     assert last == ["| a (all) | 8.000 | 3.000 | 3,000 | 1,000 | 3.0 |", "| median | | | | | 3.0 |"]
+    # Of three seeds from scratch two never come to 0.8 of the mean
+    for seed, final in enumerate((30.0, 0.0, 0.0)):
+        write(tmp_path, "one", "suite/b", seed, {"b": [0.0, final, final, final]})
+    write(tmp_path, "m,grown-all", "small:b", 0, {"b": [0, 10, 10, 10]})
+    task_table.growth_table(tmp_path, "small", "m")
+    *_, ours, median = capsys.readouterr().out.strip().splitlines()
+    assert ours == "| b (all) | 8.000 | 0.000 | 1,000, inf, inf | 1,000 | > 3.0 (not in the median) |"
+    assert median == "| median | | | | | 3.0 |"
 
 
 def test_a_task_that_is_known_at_once_or_never_learned_has_a_finite_ratio() -> None:
     steps = np.array([0.0, 1_000.0, 5_000.0])
-    assert task_table.how_much_faster([4_000, 3_000, 2_000], [0, 0, 1_000], steps) == (3.0, False)
-    assert task_table.how_much_faster([4_000, 3_000, 2_000], [np.inf, np.inf, 1_000], steps) == (0.6, True)
+    assert task_table.how_much_faster([4_000, 3_000, 2_000], [0, 0, 1_000], steps) == (3.0, "")
+    assert task_table.how_much_faster([4_000, 3_000, 2_000], [np.inf, np.inf, 1_000], steps) == (0.6, "<")
+    assert task_table.how_much_faster([np.inf, np.inf, 3_000], [1_000, 0, 2_000], steps) == (5.0, ">")
 
 
 def test_mean_success_over_tasks_and_seeds(tmp_path: Path, capsys: Any) -> None:
     for seed, success in ((0, 0.2), (1, 0.4)):
         write(tmp_path, "agent", "small", seed, {"a": [0, 0], "b": [0, 0], "c": [0, 0]}, success)
     write(tmp_path, "other", "small", 0, {"a": [0, 0], "b": [0, 0], "c": [0, 0]}, 0.1)
-    write(tmp_path, "other", "small", 1, {"a": [0], "b": [0], "c": [0]}, 0.9)
+    write(tmp_path, "other", "small", 1, {"a": [0], "b": [0], "c": [0]}, 0.9, left=1)
     task_table.success_table(tmp_path, "small", ["agent", "nothing", "other"])
     assert capsys.readouterr().out.strip().splitlines()[2:] == [
         "| agent | 1,000 | 0.30 | 1.0 | 0.20, 0.40 | 0.30 | 0.30 | 0.30 | 1 |",
         "| other | 1,000 | 0.10 | 3.0 | 0.10 | 0.10 | 0.10 | 0.10 | 1 |",
     ]
     assert load(tmp_path, "nothing", "small") == {}
-    write(tmp_path, "agent", "small", 2, {"a": [0], "b": [0], "c": [0]}, 0.6)
+    write(tmp_path, "agent", "small", 2, {"a": [0], "b": [0], "c": [0]}, 0.6, left=1)
     steps, successes = task_table.successes_over_time(load(tmp_path, "agent", "small"), ["a", "b", "c"])
-    assert len(steps) == 1 and successes.tolist() == [[[0.2]] * 3, [[0.4]] * 3, [[0.6]] * 3], "as far as all have come"
+    assert len(steps) == 2 and successes.tolist() == [[[0.2] * 2] * 3, [[0.4] * 2] * 3], "without the one that was stopped"
     task_table.success_figures(tmp_path, "small", ["nothing", "agent"], tmp_path / "images")
     assert {path.name for path in (tmp_path / "images").iterdir()} == {"small-success.png", "small-tasks.png"}
 

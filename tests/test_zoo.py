@@ -144,6 +144,15 @@ def ask(monkeypatch: pytest.MonkeyPatch, *arguments: str, error: Exception | Non
     zoo.main()
 
 
+@pytest.mark.parametrize("env", [("--env", "dm_control/walker-walk-v0"), ("--env=dm_control/walker-walk-v0",)], ids=len)
+def test_environments_of_other_packages_are_registered(env: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    imported: list[str] = []
+    monkeypatch.setattr("sb3_m3po.zoo.register", lambda: None)
+    monkeypatch.setattr("importlib.import_module", imported.append)
+    ask(monkeypatch, "train", *env)
+    assert imported == ["shimmy"]
+
+
 @pytest.mark.parametrize("option", ["-h", "--help"])
 def test_help_is_no_failure(option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     ask(monkeypatch, option)
