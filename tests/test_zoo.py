@@ -14,6 +14,7 @@ import sysconfig
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -147,8 +148,8 @@ def ask(monkeypatch: pytest.MonkeyPatch, *arguments: str, error: Exception | Non
 @pytest.mark.parametrize("env", [("--env", "dm_control/walker-walk-v0"), ("--env=dm_control/walker-walk-v0",)], ids=len)
 def test_environments_of_other_packages_are_registered(env: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     imported: list[str] = []
-    monkeypatch.setattr("sb3_m3po.zoo.register", lambda: None)
-    monkeypatch.setattr("importlib.import_module", imported.append)
+    monkeypatch.setattr(zoo, "register", lambda: None)
+    monkeypatch.setattr(zoo, "importlib", SimpleNamespace(import_module=imported.append))
     ask(monkeypatch, "train", *env)
     assert imported == ["shimmy"]
 
