@@ -8,6 +8,7 @@ how much faster a new task is learned by an agent that knows others.
 import argparse
 import re
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -117,11 +118,11 @@ def successes_over_time(runs: dict[int, dict[str, Curve]], tasks: list[str]) -> 
     """
     :param runs: by seed and task, of at least one seed
     :param tasks: names of the tasks
-    :return: environment steps as far as all seeds have come, shape ``(n,)``; successes, shape ``(n_seeds, n_tasks, n)``
+    :return: environment steps at which all seeds were evaluated, shape ``(n,)``; successes, shape ``(n_seeds, n_tasks, n)``
     """
-    n = min(len(curves[task].steps) for curves in runs.values() for task in tasks)
-    steps = next(iter(runs.values()))[tasks[0]].steps[:n]
-    return steps, np.array([[curves[task].successes[:n] for task in tasks] for curves in runs.values()])
+    steps = reduce(np.intersect1d, (curves[tasks[0]].steps for curves in runs.values()))
+    found = [[curves[task].successes[np.isin(curves[task].steps, steps)] for task in tasks] for curves in runs.values()]
+    return steps, np.array(found)
 
 
 def success_figures(folder: Path, env_id: str, labels: list[str], images: Path) -> None:
@@ -147,7 +148,7 @@ def success_figures(folder: Path, env_id: str, labels: list[str], images: Path) 
         axes.fill_between(steps, mean.min(0), mean.max(0), alpha=0.15, color=line.get_color())
     axes.set(xlabel="environment steps, all tasks together", ylabel=f"mean success over the tasks of {env_id}", ylim=(0, 1))
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper left", fontsize=8)
     figure.savefig(images / f"{env_id}-success.png", dpi=80)
     steps, successes = successes_over_time(next(iter(runs.values())), tasks)
     evaluations = {"tasks": tasks, "timesteps": steps.astype(int), "task_results": successes.mean(0).T}

@@ -223,8 +223,19 @@ def test_mean_success_over_tasks_and_seeds(tmp_path: Path, capsys: Any) -> None:
     assert {path.name for path in (tmp_path / "images").iterdir()} == {"small-success.png", "small-tasks.png"}
 
 
-def test_tables_of_the_committed_results(capsys: Any) -> None:
+def test_successes_are_those_of_the_steps_that_all_seeds_have() -> None:
+    seeds = {}
+    for seed, steps in enumerate(([0.0, 5.0, 10.0], [0.0, 10.0])):
+        seeds[seed] = {"a": Curve(np.array(steps), np.zeros(len(steps)), np.array(steps), np.zeros(len(steps)))}
+    steps, successes = task_table.successes_over_time(seeds, ["a"])
+    assert steps.tolist() == [0, 10] and successes.tolist() == [[[0, 10]], [[0, 10]]]
+
+
+def test_docs_have_the_table_of_the_committed_results(capsys: Any) -> None:
     task_table.main([])
+    printed = capsys.readouterr().out.strip()
+    assert printed.startswith("| mt10 |")
+    assert printed in (Path(__file__).parents[1] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.expensive
