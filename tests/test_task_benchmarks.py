@@ -225,8 +225,9 @@ def test_mean_success_over_tasks_and_seeds(tmp_path: Path, capsys: Any) -> None:
 
 def test_successes_are_those_of_the_steps_that_all_seeds_have() -> None:
     seeds = {}
-    for seed, steps in enumerate(([0.0, 5.0, 10.0], [0.0, 10.0])):
-        seeds[seed] = {"a": Curve(np.array(steps), np.zeros(len(steps)), np.array(steps), np.zeros(len(steps)))}
+    for seed, looked_at in enumerate(([0.0, 5.0, 10.0], [0.0, 10.0])):
+        nothing = np.zeros(len(looked_at))
+        seeds[seed] = {"a": Curve(np.array(looked_at), nothing, np.array(looked_at), nothing)}
     steps, successes = task_table.successes_over_time(seeds, ["a"])
     assert steps.tolist() == [0, 10] and successes.tolist() == [[[0, 10]], [[0, 10]]]
 
