@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         dearest = max(dearest, ratio)
         settings = f"{arguments['batch_size']} | {values[1]} | {values[2]} | {arguments['utd_ratio']:.2f}"
         print(f"| {settings} | {cost:.1f} | {ratio:.2f} |", flush=True)
-    print(f"\nThe dearest: {dearest:.2f} times the defaults' time; {MAX_COST:g} are allowed")
+    print(f"\nThe most expensive: {dearest:.2f} times the defaults' time; {MAX_COST:g} are allowed")
 
 
 if __name__ == "__main__":

@@ -102,7 +102,9 @@ def line(target: Target, result: Score | None, random: float | None, args: argpa
         mean += f"; to {target.until:,}: at least {number(result.later[0])} (one seed: {number(result.later[1])})"
     worst = (min(seeds) - random) / (target.bar - random)
     verdict = "pass" if passes(result, target, random, args.share, args.seeds) else "**fail**"
-    verdict = verdict if len(seeds) >= args.seeds else f"{len(seeds)} of {args.seeds} seeds"
+    if len(seeds) < args.seeds:
+        below = "" if passes(result, target, random, args.share, len(seeds)) else ", **below** so far"
+        verdict = f"{len(seeds)} of {args.seeds} seeds{below}"
     return f"{start} {mean} | {', '.join(map(number, seeds))} | {worst:.2f} | {result.cpu_minutes:.1f} | {verdict} |"
 
 

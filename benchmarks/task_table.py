@@ -125,6 +125,15 @@ def successes_over_time(runs: dict[int, dict[str, Curve]], tasks: list[str]) -> 
     return steps, np.array(found)
 
 
+def legend(label: str) -> str:
+    """
+    :param label: algorithm and variant, as the folder is called
+    :return: the algorithm's name, and its variant where it is not the usual one of task sets
+    """
+    algo, _, variant = label.partition("-")
+    return ", ".join([algo.upper(), *(part for part in variant.split(",") if part != "tasks")])
+
+
 def success_figures(folder: Path, env_id: str, labels: list[str], images: Path) -> None:
     """
     Draw the mean success of all agents over time, and that of the first one in each task.
@@ -144,7 +153,7 @@ def success_figures(folder: Path, env_id: str, labels: list[str], images: Path) 
     for label, found in runs.items():
         steps, successes = successes_over_time(found, tasks)
         mean = successes.mean(1)
-        (line,) = axes.plot(steps, mean.mean(0), label=f"{label} ({len(mean)} seeds)")
+        (line,) = axes.plot(steps, mean.mean(0), label=f"{legend(label)} ({len(mean)} seeds)")
         axes.fill_between(steps, mean.min(0), mean.max(0), alpha=0.15, color=line.get_color())
     axes.set(xlabel="environment steps, all tasks together", ylabel=f"mean success over the tasks of {env_id}", ylim=(0, 1))
     axes.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""Save, load and continue as if nothing had happened: ``python examples/save_and_continue.py [steps]``."""
+"""Save, load and go on, with the replay memory."""
 
 import sys
 import tempfile

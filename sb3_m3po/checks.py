@@ -73,12 +73,19 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
             f"Action space {action_space} is not supported: use Box, Discrete, MultiDiscrete or MultiBinary (a Dict or a "
             "Tuple of discrete ones becomes a MultiDiscrete in a wrapper, of Boxes one Box)"
         )
-    if isinstance(action_space, spaces.Box) and not np.all(np.isfinite([action_space.low, action_space.high])):
+    if isinstance(action_space, spaces.Box) and (action_space.shape == (0,) or not np.all(np.isfinite(_width(action_space)))):
         raise ValueError(
-            f"Action space {action_space} must have a finite lower and upper bound in each dimension: "
+            f"Action space {action_space} must have a dimension, and a finite lower and upper bound in each: "
             "give it bounds in the environment, or with "
             "gymnasium.wrappers.TransformAction(env, lambda action: action, gymnasium.spaces.Box(low, high))"
         )
+
+
+def _width(space: spaces.Box) -> np.ndarray:
+    """:return: From lower to upper bounds; infinite too where it overflows"""
+    dtype = np.result_type(space.dtype, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return space.high.astype(dtype) - space.low.astype(dtype)
 
 
 def _observation_problem(space: spaces.Space) -> str:
@@ -96,6 +103,8 @@ def _observation_problem(space: spaces.Space) -> str:
         return "SB3 encodes it as one-hot from zero on: subtract `start` in a wrapper"
     if isinstance(space, spaces.Box) and space.shape == ():
         return "give it a shape of (1,)"
+    if isinstance(space, spaces.Box) and 0 in space.shape:
+        return "it is empty, which SB3's predict can't take: leave it out in a wrapper"
     return ""
 
 
@@ -230,8 +239,7 @@ def check_step(
     model: Any, obs: Observations, rewards: np.ndarray | None, dones: np.ndarray, infos: list[dict[str, Any]]
 ) -> None:
     """
-    Before anything of a step reaches the memory. If it is bad, the environments have gone on without the model: a continued
-    training begins with a reset.
+    Before anything of a step reaches the memory.
 
     :param model: An M3PO model
     :param obs: The environments' observations, one row each
@@ -243,16 +251,27 @@ def check_step(
     if (vec_normalize := model._vec_normalize_env) is not None:
         # Its statistics spread a bad number over all environments
         obs, rewards = vec_normalize.get_original_obs(), None if rewards is None else vec_normalize.get_original_reward()
+    check_finite("observation", obs, model.num_timesteps)
+    if model.n_tasks is not None:
+        check_one_hots(obs, model.n_tasks)
+    if rewards is not None:
+        check_finite("reward", rewards, model.num_timesteps)
+    for i in np.flatnonzero(dones).tolist():
+        if (final := infos[i].get("terminal_observation")) is not None:
+            check_finite("observation", {k: np.asarray([v]) for k, v in as_dict(final).items()}, model.num_timesteps, i)
+
+
+@contextmanager
+def begun_anew_after_errors(model: Any) -> Iterator[None]:
+    """
+    Where a training is broken off (a bad step, a callback's error, Ctrl-C), the environments may have gone on without the
+    model: a continued training begins with a reset.
+
+    :param model: An M3PO model
+    """
     try:
-        check_finite("observation", obs, model.num_timesteps)
-        if model.n_tasks is not None:
-            check_one_hots(obs, model.n_tasks)
-        if rewards is not None:
-            check_finite("reward", rewards, model.num_timesteps)
-        for i in np.flatnonzero(dones).tolist():
-            if (final := infos[i].get("terminal_observation")) is not None:
-                check_finite("observation", {k: np.asarray([v]) for k, v in as_dict(final).items()}, model.num_timesteps, i)
-    except ValueError:
+        yield
+    except BaseException:
         model._last_obs = None
         raise
 
@@ -307,12 +326,21 @@ def warn_of_no_update(model: Any) -> None:
     :param model: An M3PO model that has just finished to learn
     """
     memory: ReplayMemory = model.replay_buffer
-    if model._n_updates == 0 and model.learning_starts is None:
-        warnings.warn(
-            "Nothing was learned yet: the first update waits for five episodes and 1,000 transitions, or for 5,000 (in "
-            f"memory: {memory.n_episodes} and {memory.size()}). Learn for longer, or pass learning_starts",
-            stacklevel=3,
+    if model._n_updates > 0:
+        return
+    if memory.is_enough(model.learning_starts):
+        reason = (
+            f"{model._update_credits:g} updates are due, of sync_interval={model.sync_interval} that are done at a time. "
+            "Learn for longer, or pass a smaller sync_interval or a larger utd_ratio"
         )
+    elif model.learning_starts is None:
+        reason = (
+            "the first update waits for five episodes and 1,000 transitions, or for 5,000 (in memory: "
+            f"{memory.n_episodes} and {memory.size()}). Learn for longer, or pass learning_starts"
+        )
+    else:
+        return
+    warnings.warn(f"Nothing was learned yet: {reason}", stacklevel=3)
 
 
 def check_memory(loaded: Any, mine: ReplayMemory, path: Any) -> None:

@@ -1,5 +1,7 @@
 """The discount factor that fits the length of a task's episodes."""
 
+import math
+from numbers import Real
 from typing import Any
 
 import gymnasium as gym
@@ -53,4 +55,5 @@ def common_time_limit(env: VecEnv) -> int | None:
 
 
 def _as_limit(value: Any) -> int | None:
-    return int(value) if isinstance(value, (int, float)) and value >= 1 else None
+    known = isinstance(value, Real) and not isinstance(value, bool) and 1 <= float(value) < math.inf
+    return int(value) if known else None

@@ -230,6 +230,7 @@ class Learner:
         """
         policy, bins, means = self.policy, self.policy.world_model.bins, Means()
         learned = [p for group in policy.model_optimizer.param_groups for p in group["params"]]
+        policy.set_training_mode(True)
         alive, rows = alive_mask(batch.terminated, batch.truncated), frozen.rows(batch.states[1:])
         valued = frozen.rows(self._valued(batch, value_steps))
         rewards, values = two_hot(batch.rewards, bins), two_hot(frozen.value[valued], bins)
@@ -264,6 +265,8 @@ class Learner:
         """
         policy, means, bonus_means = self.policy, Means(), Means()
         learned = policy.optimizer.param_groups[0]["params"]
+        # The latent does not move: no dropout in it, and batch norm by its running statistics
+        policy.set_training_mode(False)
         with without_gradient(policy.world_model.trunk, policy.world_model.heads):
             prepared = self._prepare(batch, frozen)
             for i, rows in enumerate(self._updates(len(prepared.z))):

@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_m3po.actions import PersistentNoise
 from sb3_m3po.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
 from sb3_m3po.checks import (
+    begun_anew_after_errors,
     check_capacity,
     check_classes,
     check_environment,
@@ -139,7 +140,7 @@ class M3PO(OnPolicyAlgorithm):
             n_steps=n_steps,  # type: ignore[arg-type]
             gamma=gamma,  # type: ignore[arg-type]
             gae_lambda=gae_lambda,
-            ent_coef=known_ent_coef(ent_coef),  # type: ignore[arg-type]
+            ent_coef=ent_coef,  # type: ignore[arg-type]
             vf_coef=1.0,
             max_grad_norm=max_grad_norm,
             use_sde=use_sde,
@@ -182,6 +183,7 @@ class M3PO(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         if self.plan_rollouts is None:
             self.plan_rollouts = isinstance(self.action_space, (spaces.Box, spaces.Discrete))
+        self.ent_coef = known_ent_coef(self.ent_coef)  # type: ignore[assignment]
         check_classes(self)
         check_numbers(self)
         self._setup_lr_schedule()
@@ -291,7 +293,8 @@ class M3PO(OnPolicyAlgorithm):
         :return: The trained model
         :raises ValueError: for NaN or infinite observations and rewards, and when training diverges
         """
-        super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        with begun_anew_after_errors(self):
+            super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
         warn_of_no_update(self)
         return self
 
@@ -306,7 +309,6 @@ class M3PO(OnPolicyAlgorithm):
         Collect experiences, by the policy or the planner, into the rollout buffer and its memory.
 
         The loop is that of ``OnPolicyAlgorithm``; different are only the choice of the action and :meth:`_remember`.
-        "Rollout" means real experience here, as in SB3.
 
         :param env: The training environment
         :param callback: Callback that will be called at each step (and at the beginning and end of the rollout)
@@ -316,8 +318,7 @@ class M3PO(OnPolicyAlgorithm):
         """
         assert self._last_obs is not None, "No previous observation was provided"
         self.policy.set_training_mode(False)  # this affects batch norm / dropout
-        n_steps = 0
-        n_rollout_steps = n_rollout_steps or rollout_buffer.buffer_size
+        n_steps, n_rollout_steps = 0, n_rollout_steps or rollout_buffer.buffer_size
         rollout_buffer.reset()
         callback.on_rollout_start()
 
@@ -430,7 +431,6 @@ class M3PO(OnPolicyAlgorithm):
 
     def train(self) -> None:
         """Spend the updates that are due, ``sync_interval`` at a time: sync, fit the world model, improve the policy."""
-        self.policy.set_training_mode(True)
         self._update_learning_rates()
         if not isinstance(self.ent_coef, str):
             # Given, not learned: whatever a loaded model has learned
@@ -543,10 +543,11 @@ class M3PO(OnPolicyAlgorithm):
         """
         Let the predictions that follow plan, or not: see :meth:`~sb3_m3po.planning.PlanningPolicy.set_planning`. Not saved.
 
-        :param samples: Action sequences per iteration; 0 or ``None`` switches planning off
+        :param samples: Action sequences per iteration; 0, ``None`` or ``False`` switches planning off, ``True`` means 64
         :param iterations: Rounds of drawing
         :param milliseconds: Iterate for so long, instead of ``iterations`` rounds
         :return: A context manager that restores what was before
+        :raises ValueError: for a budget that is negative, or no time at all
         """
         return self.policy.set_planning(samples, iterations, milliseconds)
 
@@ -563,8 +564,7 @@ class M3PO(OnPolicyAlgorithm):
         Load a replay memory. Its capacity holds, not ``buffer_size``.
 
         :param path: Path to the pickled memory, or a file
-        :param truncate_last_traj: Whether the newest trajectories end where they were saved; if False, they continue
-            with the next collected step
+        :param truncate_last_traj: Whether the newest trajectories end where they were saved, or go on with the next step
         :raises ValueError: if the file holds no memory of these spaces and this number of environments
         """
         memory = load_from_pkl(path, self.verbose)

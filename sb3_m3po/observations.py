@@ -77,9 +77,15 @@ def put(obs: Observations, index: int, value: Any) -> None:
     """
     if isinstance(obs, dict):
         for key, x in obs.items():
-            x[index] = value[key]
+            x[index] = _rounded_for(x, value[key])
     else:
-        obs[index] = value
+        obs[index] = _rounded_for(obs, value)
+
+
+def _rounded_for(array: np.ndarray, value: Any) -> Any:
+    """:return: ``value``, which is whole but for errors of rounding where ``array`` holds integers"""
+    is_rounded = np.issubdtype(array.dtype, np.integer) and np.issubdtype(np.asarray(value).dtype, np.floating)
+    return np.rint(value) if is_rounded else value
 
 
 def normalized(obs: Observations, vec_normalize: VecNormalize) -> Observations:

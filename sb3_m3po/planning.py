@@ -141,7 +141,15 @@ class PlanningPolicy(nn.Module):
     def make_plan(
         self, model: WorldModel, z: th.Tensor, config: PlannerConfig, noise: NoiseSource, deadline: float | None = None
     ) -> Plan:
-        """:return: The plan from latents ``z`` of ``model``, see :func:`~sb3_m3po.planner.plan`"""
+        """
+        :param model: The networks that plan
+        :param z: Its latents, shape ``(batch, latent_dim)``
+        :param config: How much to plan
+        :param noise: Where the noise of the plans comes from
+        :param deadline: When to stop iterating, as of ``time.perf_counter``; ``None`` for ``config``'s rounds
+        :return: See :func:`~sb3_m3po.planner.plan`
+        :raises ValueError: if an observation was NaN or the model has diverged
+        """
         gamma = self.gammas.item() if self.tasks is None else model.at(self.gammas, z)
         planned = plan(model, model.codec, z, gamma, config, noise, deadline)
         not_nan(planned.gain)

@@ -69,6 +69,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
     :param gamma: Discount factor of the tasks that have none of their own, ``"auto"`` for that of each one's time limit
     :param time_limit: Decisions after which episodes of tasks are cut that don't know it themselves; ``None`` if they aren't
     :param planner_kwargs: See :class:`~sb3_m3po.planner.PlannerConfig`
+    :raises ValueError: for what is not supported, for sizes that don't fit and for unknown keys of ``net_arch``
     """
 
     default_extractor: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
@@ -261,6 +262,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         """
         Preprocess as SB3 does, normalise what is a vector by the frozen statistics, extract features.
 
+        :param features_extractor: One to use in place of the policy's own
         :param tasks: Ids of the observations' tasks, shape ``(batch,)``; read from ``obs`` if not given
         :return: Shape ``(batch, features_dim)``
         """
@@ -428,7 +430,7 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
         return self._values(self.encode(obs))
 
     def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
-        """:return: Actions of the space: never just outside of its bounds, whole numbers where it has such"""
+        """:return: Actions of the space, of ``scaled_action``'s shape: never just outside of its bounds, whole if it is"""
         space = self.action_space
         assert isinstance(space, spaces.Box)
         # In floating point: small integers can't hold their space's width

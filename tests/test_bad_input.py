@@ -18,6 +18,7 @@ from sb3_m3po import M3PO, HybridDictRolloutBuffer, HybridRolloutBuffer, MlpPoli
 from tests.helpers import VECTOR, BrokenEnv, RandomEnv, assert_same_tensors, randoms, tiny_model, tiny_policy_kwargs
 
 BOX_ACTION = spaces.Box(-1.0, 1.0, (2,), np.float32)
+FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
 # ------------------------------------------------------------------- spaces
@@ -33,12 +34,13 @@ BOX_ACTION = spaces.Box(-1.0, 1.0, (2,), np.float32)
         (spaces.Dict({"inner": spaces.Dict({"vector": VECTOR})}), "under key 'inner'.*nested Dicts must be flattened"),
         (spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])), "(?s)MultiDiscrete.*flatten its `nvec`"),
         (spaces.Discrete(3, start=1), "Discrete.*subtract `start`"),
+        (spaces.Dict({"nothing": spaces.Box(-1.0, 1.0, (0,)), "vector": VECTOR}), "under key 'nothing'.*it is empty"),
         (spaces.Dict({"n": spaces.MultiDiscrete([2, 3], start=[0, 1])}), "under key 'n'.*subtract `start`"),
         (spaces.Box(-1.0, 1.0, ()), r"Box.*shape of \(1,\)"),
     ],
     ids=[
         *("tuple", "text", "text in dict", "tuple in dict", "nested dict", "matrix of numbers", "discrete from 1"),
-        *("numbers from 1 in dict", "scalar"),
+        *("empty in dict", "numbers from 1 in dict", "scalar"),
     ],
 )
 def test_observation_spaces(space: spaces.Space, message: str) -> None:
@@ -52,12 +54,23 @@ def test_observation_spaces(space: spaces.Space, message: str) -> None:
     [
         (spaces.Box(-np.inf, np.inf, (2,), np.float32), "Box.*finite lower and upper bound.*TransformAction"),
         (spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, np.inf]), dtype=np.float64), "finite lower and upper bound"),
+        (spaces.Box(-FLOAT_MAX, FLOAT_MAX, (2,), np.float32), "finite lower and upper bound"),
+        (spaces.Box(-1.0, 1.0, (0,), np.float32), "must have a dimension"),
         (spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])), r"(?s)[Mm]ulti-dimensional MultiDiscrete.*\[2 3\].*flatten"),
         (spaces.MultiBinary([2, 3]), r"[Mm]ulti-dimensional MultiBinary.*flatten"),
         (spaces.Tuple((spaces.Discrete(2), spaces.Discrete(3))), "Tuple.*not supported: use Box, Discrete"),
         (spaces.Dict({"a": spaces.Discrete(2)}), "Dict.*not supported: use Box, Discrete"),
     ],
-    ids=["unbounded", "half bounded", "multi-discrete", "multi-binary", "tuple", "dict"],
+    ids=[
+        "unbounded",
+        "half bounded",
+        "as good as unbounded",
+        "without dimensions",
+        "multi-discrete",
+        "multi-binary",
+        "tuple",
+        "dict",
+    ],
 )
 def test_action_spaces(space: spaces.Space, message: str) -> None:
     # SB3 asserts that of a MultiBinary itself

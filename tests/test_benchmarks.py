@@ -1,5 +1,6 @@
 """The benchmark harness: rows, resuming, overrides, the verdict of the table; and that every script runs."""
 
+import csv
 import re
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from benchmarks import speed, study_plots, table
 from benchmarks.algorithms import Settings, apply_overrides
 from benchmarks.parts import critic, planner, saving, scales, trust_region, world_model
 from benchmarks.random_baseline import lag_correlation
-from benchmarks.record import read_rows, write_rows
+from benchmarks.record import RESULTS, read_rows, write_rows
 from benchmarks.run import Run
 from benchmarks.table import passes, score
 from benchmarks.targets import Target
@@ -150,6 +151,29 @@ def test_docs_have_the_tables_of_the_committed_variants(capsys):
         table.main(["--variant", variant])
         rows = [row for row in capsys.readouterr().out.splitlines() if row.startswith("| CartPole")]
         assert rows and all(row in docs for row in rows)
+
+
+def test_evidence_page_has_means_of_the_committed_rows():
+    runs: dict[tuple[str, ...], list[tuple[int, float]]] = {}
+    for path in [*Path("benchmarks/studies").glob("*.csv"), *RESULTS.glob("m3po-*/*.csv")]:
+        for row in csv.DictReader(path.open()):
+            if "steps" in row and "task" not in row:
+                # The first column of a study says what differed
+                key = (
+                    path.name,
+                    next(iter(row.values())),
+                    *(row[name] for name in ("variant", "env", "seed", "command", "commit")),
+                )
+                runs.setdefault(key, []).append((int(row["steps"]), float(row["mean_reward"])))
+    means = [np.mean([score for _, score in sorted(rows)[-last:]]) for rows in runs.values() for last in (3, 10)]
+    known = {f"{mean:,.0f}" for mean in means}
+
+    page = re.sub(r".*\n(?=\| ---)", "", Path("docs/ablations.md").read_text())  # without the tables' heads
+    cells = [cell for line in page.splitlines() if line.startswith("| ") for cell in line.split("|")[2:-1]]
+    # A run that was stopped, or seen before its end, is marked by "until"
+    told = [number for cell in cells for number in re.findall(r"\d[\d,]*\d", re.sub(r"[\d,]+ until [\d,]+|\(.*\)", "", cell))]
+    assert len(told) > 40
+    assert [number for number in told if number not in known] == []
 
 
 def test_lag_correlation_of_a_known_process():

@@ -376,6 +376,23 @@ def test_aborted_rollout_is_cut() -> None:
     check_sequences(batch, obs)
 
 
+class FailAt(StopAt):
+    """Fails at a step: the environments have played it, the memory has not seen it."""
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps == self.at:
+            raise RuntimeError("in a callback")
+        return True
+
+
+def test_after_an_error_in_a_callback_sequences_are_what_happened() -> None:
+    model = tiny_model(counters(), learning_starts=10_000)
+    with pytest.raises(RuntimeError, match="in a callback"):
+        model.learn(48, callback=FailAt(18))
+    model.learn(48, reset_num_timesteps=False)
+    check_sequences(*from_model(model))
+
+
 @pytest.mark.parametrize("reset_num_timesteps", [True, False])
 def test_learning_again_keeps_sequences_whole(reset_num_timesteps: bool) -> None:
     model = tiny_model(counters(2), learning_starts=10_000)

@@ -14,7 +14,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
 from sb3_m3po import M3PO, Task, make_multitask_vec_env
-from sb3_m3po.discount import gamma_for
+from sb3_m3po.discount import gamma_for, time_limit_of
 from sb3_m3po.envs import ActionRepeat, VectorEnvAdapter
 from sb3_m3po.tasks import TaskSpec
 from tests.helpers import tiny_model
@@ -108,6 +108,16 @@ def test_the_time_limit_is_found(make: Callable[[], VecEnv], gamma: float) -> No
     # The question has not cost an environment its life
     env.reset()
     env.close()
+
+
+@pytest.mark.parametrize(
+    ("limit", "gamma"), [(np.int64(50), 0.95), (np.float32(50), 0.95), (float("inf"), 0.99), (True, 0.99), (None, 0.99)]
+)
+def test_a_time_limit_is_any_finite_number(limit: Any, gamma: float) -> None:
+    class Limited(Endless):
+        _max_episode_steps = limit
+
+    assert gamma_for(time_limit_of(Limited())) == pytest.approx(gamma)
 
 
 def test_each_task_has_its_own(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def code_blocks(page: str) -> list[str]:
 def shortened(code: str) -> str:
     """:return: The same with small numbers: thousands of steps become 256, evaluated at once, ten episodes one"""
     code = code.replace("n_eval_episodes=10", "n_eval_episodes=1").replace("eval_freq=1_000", "eval_freq=64")
-    return re.sub(r"\b\d+_000\b", "256", code)
+    return re.sub(r"\d+000_steps", "256_steps", re.sub(r"\b\d+_000\b", "256", code))
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/quickstart.md", "docs/multitask.md", "docs/m3po.md"])

@@ -88,6 +88,8 @@ def test_a_training_without_an_update_is_told() -> None:
     with pytest.warns(UserWarning, match=r"Nothing was learned yet.*memory: 0 and 32.*pass learning_starts"):
         model = tiny_model(counters(length=100), learning_starts=None).learn(32)
     assert model._n_updates == 0
+    with pytest.warns(UserWarning, match=r"Nothing was learned yet: 16 updates are due, of sync_interval=64"):
+        tiny_model(counters(), sync_interval=64).learn(32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         # Asked for, or learning at last

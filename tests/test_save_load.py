@@ -248,11 +248,11 @@ def test_load_with_other_arguments(tmp_path: Path) -> None:
         M3PO.load(tmp_path / "model", policy_kwargs=tiny_policy_kwargs(latent_dim=8))
 
 
-@pytest.mark.parametrize("ent_coef", [0.03, 0.0])
-def test_load_with_a_given_entropy_coefficient(ent_coef: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ent_coef", [0.03, 0.0, "0.03"])
+def test_load_with_a_given_entropy_coefficient(ent_coef: float | str, tmp_path: Path) -> None:
     tiny_model(randoms()).learn(32).save(tmp_path / "model")
     model = M3PO.load(tmp_path / "model", env=randoms(), ent_coef=ent_coef).learn(32, reset_num_timesteps=False)
-    assert model.policy.log_ent_coef.exp().item() == pytest.approx(ent_coef)
+    assert model.policy.log_ent_coef.exp().item() == pytest.approx(float(ent_coef))
 
 
 def test_custom_objects_may_replace_the_schedule(tmp_path: Path) -> None:

@@ -1,16 +1,18 @@
 """Every action space and every observation space trains, plans and predicts."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_m3po import M3PO
+from sb3_m3po.observations import put
 from tests.helpers import RandomEnv, randoms, tiny_model, tiny_policy_kwargs
 
 ACTION_SPACES: dict[str, spaces.Space] = {
@@ -127,6 +129,15 @@ def test_whole_actions_are_rounded_in_training_and_prediction_alike(dtype: type)
     assert action.dtype == dtype
 
 
+def test_the_rollout_has_whole_actions_as_they_were_drawn() -> None:
+    model = tiny_model(randoms(1, action_space=spaces.Box(-3, 4, (2,), np.int8)), learning_starts=1_000).learn(16)
+    buffer = model.rollout_buffer
+    assert isinstance(buffer.observations, np.ndarray)
+    obs, actions = (th.as_tensor(x[:, 0]) for x in (buffer.observations, buffer.actions))
+    _, log_probs, _ = model.policy.evaluate_actions(obs, actions)
+    assert actions.abs().max() < 1 and np.allclose(log_probs.detach(), buffer.log_probs[:, 0], atol=1e-4)
+
+
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_saturated_policy_stays_within_the_bounds(dtype: type, sign: float) -> None:
@@ -224,6 +235,36 @@ class Embedded(BaseFeaturesExtractor):
     def forward(self, x: th.Tensor) -> th.Tensor:
         assert x.equal(x.round())
         return self.embedding(x.long()).mean(1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_whole_vectors_are_seen_as_vec_normalize_makes_them(dtype: type) -> None:
+    env = VecNormalize(randoms(2, observation_space=spaces.Box(0, 200, (3,), dtype)), norm_reward=False)
+    model = tiny_model(env).learn(64)
+    # Normalised, so neither whole nor all positive; and so are the statistics of it
+    seen = model.rollout_buffer.observations
+    assert isinstance(seen, np.ndarray) and seen.min() < -0.1 and np.abs(seen - np.rint(seen)).max() > 0.1
+    assert model.policy.norms["observation"].get_buffer("mean").abs().max() < 1
+    # The last observation of an episode comes back from it whole, not cut off
+    stored: np.ndarray = np.zeros((1, 3), dtype)
+    put(stored, 0, np.array([0.9999, 2.0001, 5.0], np.float32))
+    assert stored.tolist() == [[1, 2, 5]]
+
+
+class Attentive(FlattenExtractor):
+    """Notes whether it was in training mode, and whether a gradient was wanted."""
+
+    seen: ClassVar[set[tuple[bool, bool]]] = set()
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        self.seen.add((self.training, th.is_grad_enabled()))
+        return super().forward(observations)
+
+
+def test_a_features_extractor_is_in_training_mode_where_it_learns_only() -> None:
+    Attentive.seen.clear()
+    tiny_model(randoms(1), policy_kwargs=tiny_policy_kwargs(features_extractor_class=Attentive)).learn(64)
+    assert Attentive.seen == {(True, True), (False, False)}
 
 
 def test_a_features_extractor_may_see_observations_as_they_are() -> None:
