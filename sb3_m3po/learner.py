@@ -1,5 +1,6 @@
 """What happens between two syncs: phase A fits the world model, phase B improves critics and policy."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -147,8 +148,11 @@ class Learner:
 
     @property
     def _target_samples(self) -> int:
-        """Samples between two refreshes of the critics' targets."""
-        return _TARGET_INTERVAL * self.batch_size
+        """
+        Samples between two refreshes of the critics' targets. Where the return scale has more than doubled, the critics speak
+        in its unit only at the end of the period: all targets come from the frozen copies then, whose unit is known.
+        """
+        return sys.maxsize if (self.policy.bar_ratio < 0.5).any() else _TARGET_INTERVAL * self.batch_size
 
     def _n_step(self, batch: Sequences) -> NStep:
         return n_step_return(batch.rewards, batch.terminated, batch.truncated, self._gamma(batch))
@@ -267,10 +271,11 @@ class Learner:
         learned = policy.optimizer.param_groups[0]["params"]
         # The latent does not move: no dropout in it, and batch norm by its running statistics
         policy.set_training_mode(False)
+        target_samples = self._target_samples
         with without_gradient(policy.world_model.trunk, policy.world_model.heads):
             prepared = self._prepare(batch, frozen)
-            for i, rows in enumerate(self._updates(len(prepared.z))):
-                if i and i % _TARGET_INTERVAL == 0:
+            for rows in self._updates(len(prepared.z)):
+                if rows.start and rows.start % target_samples == 0:
                     self._refresh_targets(prepared, batch, rows.start)
                 part = prepared.rows(rows)
                 value_loss, bonus = self._critic_loss(part)

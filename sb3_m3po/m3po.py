@@ -461,7 +461,7 @@ class M3PO(OnPolicyAlgorithm):
     def _sync(self) -> None:
         """Copy the networks to their bars and move to the return scales of what is in memory."""
         memory, policy, table = self.replay_buffer, self.policy, self.task_table
-        policy.sync(memory.return_scale(policy.gammas.cpu().numpy()), memory.has_terminated)
+        policy.sync(memory.return_scale, memory.has_terminated)
         policy.lag_correlation.copy_(th.as_tensor(memory.lag_correlation()))
         make_room(self.logger, [] if table is None else table.names)
         for task, scale in enumerate(policy.return_scale.tolist()):

@@ -75,7 +75,7 @@ class PlannerConfig:
         """
         known = [field.name for field in fields(cls)]
         if unknown := sorted(set(planner_kwargs) - set(known)):
-            raise TypeError(f"planner_kwargs hold {unknown}: the keys are {', '.join(known)}")
+            raise TypeError(f"planner_kwargs got unexpected keyword arguments {unknown}: the keys are {', '.join(known)}")
         return cls(**planner_kwargs)
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """The policy object: SB3's outer shape around the implicit world model, its frozen copy and the planning switch."""
 
 import copy
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -316,17 +317,19 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
                 assert isinstance(norm, RunningNorm)
                 norm.update(part.reshape(-1, *part.shape[2:]), tasks)
 
-    def sync(self, return_scale: np.ndarray, has_terminated: np.ndarray) -> None:
+    def sync(self, return_scale: Callable[[np.ndarray], np.ndarray], has_terminated: np.ndarray) -> None:
         """
         Copy the networks to their bars, apply the observation statistics, move to new return scales.
 
-        :param return_scale: Of each task, as the memory has it: reward units per scaled unit, 0 while no reward was nonzero.
-            A scale never shrinks. Shape ``(n_tasks,)``
+        :param return_scale: Gives that of each task by its discount factor, both of shape ``(n_tasks,)``: reward units per
+            scaled unit, 0 while no reward was nonzero. A scale never shrinks
         :param has_terminated: Of which tasks the model predicts terminations from now on, shape ``(n_tasks,)``
         """
         with th.no_grad():
+            # Before anything else: discount factors may depend on it
             self.world_model.can_terminate[th.as_tensor(has_terminated, device=self.device)] = 1.0
-            scale = self._next_scale(th.as_tensor(return_scale, dtype=th.float32, device=self.device))
+            found = return_scale(self.gammas.cpu().numpy())
+            scale = self._next_scale(th.as_tensor(found, dtype=th.float32, device=self.device))
             self.bar.load_state_dict(self.world_model.state_dict())
             self.bar_features_extractor.load_state_dict(self.features_extractor.state_dict())
             for norm in self.norms.values():

@@ -4,19 +4,22 @@ M3PO in rl-zoo3: its registration, the default settings file, the search space o
 Nothing of rl-zoo3 or Optuna is imported before it is asked for.
 """
 
-import contextlib
 import difflib
 import functools
 import importlib
+import importlib.util
 import inspect
+import os
 import runpy
 import sys
-from collections.abc import Sequence
+import sysconfig
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
+import gymnasium as gym
 from gymnasium.error import Error as GymnasiumError
 from stable_baselines3.common.utils import LinearSchedule
 
@@ -30,6 +33,7 @@ ZOO_KEYS = (
 )
 #: Arguments that rl-zoo3 gives the algorithm itself
 _GIVEN = ("self", "policy", "env", "tensorboard_log", "verbose", "seed", "device", "_init_setup_model")
+_OPTIONS = {"seed": "--seed", "device": "--device", "verbose": "--verbose", "tensorboard_log": "-tb", "env": "--env"}
 #: Scripts of ``m3po-zoo``
 SCRIPTS = {
     **{name: f"rl_zoo3.{name}" for name in ("train", "enjoy", "record_video", "record_training", "benchmark")},
@@ -37,10 +41,16 @@ SCRIPTS = {
     **{name: f"rl_zoo3.plots.{name}" for name in ("plot_train", "all_plots", "plot_from_file")},
 }
 _USAGE = f"usage: m3po-zoo {{{','.join(SCRIPTS)}}} [options of the script; --help lists them]"
+#: Which of them start others of rl-zoo3's, that know M3PO by the hook alone
+_WITH_CHILDREN = ("record_training", "benchmark")
 #: Whose messages are meant for users
 _OURS = {"sb3_m3po", "stable_baselines3", "sb3_contrib", "rl_zoo3", "gymnasium", "optuna"}
 #: These take several algorithms, or none
 _WITHOUT_ALGO = ("benchmark", "all_plots", "plot_from_file")
+#: These make no environment
+_WITHOUT_ENV = ("load_from_hub", "plot_train", "all_plots", "plot_from_file")
+#: Of rl-zoo3: where a wrapper or a callback is looked up by its name
+_CLASS_LOOKUPS = ("get_wrapper_class", "get_class_by_name")
 
 #: Networks of the search space: width relative to the defaults
 NETWORKS = {"small": 0.5, "medium": 1.0, "large": 1.5}
@@ -95,21 +105,33 @@ def _reading_our_settings(read: Any) -> Any:
         if manager.args.conf_file is None:
             manager.config = str(settings_file())
         if manager.trial_id is not None:
+            if not (manager.storage and manager.study_name):
+                raise ValueError("--trial-id needs the --storage and the --study-name of the study")
             manager.trial_id = _TrialId(manager.trial_id)
         try:
             hyperparams, saved = read(manager)
         except (KeyError, TypeError, AttributeError) as error:
             raise _bad_entry(error, manager) from error
-        check_settings(hyperparams, manager.config)
-        if "n_timesteps" not in hyperparams and manager.n_timesteps <= 0:
-            raise ValueError(f"The entry in {manager.config} has no n_timesteps: add it, or give -n")
-        if hyperparams.get("gamma") == "auto" and hyperparams.get("normalize"):
-            raise ValueError(
-                "rl-zoo3 hands gamma on to VecNormalize, which needs a number: leave out gamma='auto' or normalize"
-            )
+        _check_entry(hyperparams, manager)
         return hyperparams, saved
 
     return read_hyperparameters
+
+
+def _check_entry(hyperparams: dict[str, Any], manager: Any) -> None:
+    """Before rl-zoo3 stumbles over it."""
+    check_settings(hyperparams, manager.config)
+    if "n_timesteps" not in hyperparams and manager.n_timesteps <= 0:
+        raise ValueError(f"The entry in {manager.config} has no n_timesteps: add it, or give -n")
+    if "policy" not in hyperparams:
+        raise ValueError(f"The entry in {manager.config} has no policy: add policy: 'MlpPolicy'")
+    if manager.env_name.gym_id.startswith("MiniGrid-") and not hyperparams.get("env_wrapper"):
+        raise ValueError(
+            f"{manager.env_name.gym_id} needs an env_wrapper, since its mission is a text: copy the entry of "
+            f"MiniGrid-Empty-5x5-v0 in {settings_file()} into a file of your own (-conf)"
+        )
+    if hyperparams.get("gamma") == "auto" and hyperparams.get("normalize"):
+        raise ValueError("rl-zoo3 hands gamma on to VecNormalize, which needs a number: leave out gamma='auto' or normalize")
 
 
 class _TrialId(int):
@@ -147,8 +169,13 @@ def _keeping_schedules(preprocess: Any) -> Any:
 def _searching_by_grpc(search: Any) -> Any:
     @functools.wraps(search)
     def hyperparameters_optimization(manager: Any) -> None:
-        manager.storage = _opened(manager.storage)
-        search(manager)
+        name, manager.storage = manager.storage, _opened(manager.storage)
+        try:
+            search(manager)
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in ("json", "sqlalchemy"):
+                raise
+            raise ValueError(f"--storage {name} can't be used: {error}") from error
 
     return hyperparameters_optimization
 
@@ -193,13 +220,38 @@ def check_settings(hyperparams: dict[str, Any], config: str) -> None:
     """
     :param hyperparams: One entry of a settings file, with what the command line put over it
     :param config: Name of the file, for the message
-    :raises ValueError: for a key that neither M3PO nor rl-zoo3 knows; it names the nearest one
+    :raises ValueError: for a key that neither M3PO nor rl-zoo3 knows, it names the nearest one; for a text that should be a
+        number, a schedule or a mapping
     """
     known = [*ZOO_KEYS, *(name for name in inspect.signature(M3PO).parameters if name not in _GIVEN)]
-    for key in hyperparams:
+    for key, value in hyperparams.items():
+        where = f"of m3po (in {config} or on the command line)"
+        if key in _OPTIONS:
+            raise ValueError(f"{key!r} is no setting {where}: rl-zoo3 has the option {_OPTIONS[key]} for it")
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"Unknown setting {key!r} of m3po (in {config} or on the command line): do you mean {near!r}?")
+            raise ValueError(f"Unknown setting {key!r} {where}: do you mean {near!r}?")
+        if isinstance(value, str) and (problem := _text_problem(key, value)):
+            raise ValueError(f"The setting {key}={value!r} {where} is a text: {problem}")
+
+
+def _text_problem(key: str, text: str) -> str:
+    """:return: What to write in its place; nothing for what may be a text"""
+    if key in ("planner_kwargs", "rollout_buffer_kwargs"):
+        return f"write its keys as a mapping, {key}: {{name: value}}"
+    if _is_number(text) and key != "ent_coef":
+        return f"write {float(text):g} without quotes; YAML takes 1e-3 for a text, and !!float 1e-3 for a number"
+    if key == "learning_rate" and not (text.startswith("lin_") and _is_number(text[4:])):
+        return "write a number, or lin_ and a number for a rate that falls from it to 0"
+    return ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 # -------------------------------------------------------------- search space
@@ -289,8 +341,13 @@ def main() -> None:
         sys.exit(_USAGE)
     if name not in _WITHOUT_ALGO and not any(x == "--algo" or x.startswith(("--algo=", "-a")) for x in arguments):
         arguments = ["--algo", "m3po", *arguments]
+    if name == "all_plots" and not any(x.startswith(("-a", "--algos")) for x in arguments):
+        arguments = ["-a", "m3po", *arguments]
+    if name in _WITH_CHILDREN:
+        os.environ["SB3_M3PO_ZOO_HOOK"] = "1"
     try:
-        _register_environments(arguments)
+        if name not in _WITHOUT_ENV:
+            _register_environments(arguments)
         register()
         sys.argv = [f"m3po-zoo {name}", *arguments]
         runpy.run_module(SCRIPTS[name], run_name="__main__")
@@ -302,10 +359,21 @@ def main() -> None:
 
 def _register_environments(arguments: Sequence[str]) -> None:
     """Of packages that are not imported by Gymnasium: some of rl-zoo3's scripts have no ``--gym-packages``."""
-    for prefix, package in REGISTERED_BY.items():
-        if any(x.removeprefix("--env=").startswith(prefix) for x in arguments):
-            with contextlib.suppress(ImportError):
-                importlib.import_module(package)
+    for env_id in (x.removeprefix("--env=") for x in arguments):
+        package = next((name for prefix, name in REGISTERED_BY.items() if env_id.startswith(prefix)), None)
+        if package is None:
+            continue
+        try:
+            importlib.import_module(package)
+            # shimmy is there without it
+            if env_id.startswith("dm_control/") and importlib.util.find_spec("dm_control") is None:
+                raise ImportError("No module named 'dm_control'")
+        except ImportError as error:
+            raise ImportError(f'{env_id} needs the extra envs: pip install "sb3_m3po[envs]" ({error})') from error
+        if env_id.startswith("Meta-World/") and env_id not in gym.registry:
+            raise ValueError(
+                f"Gymnasium does not know {env_id}: give --env sb3_m3po/MultiTask-v0 --env-kwargs \"tasks:['{env_id}']\""
+            )
 
 
 def _sentence(error: Exception) -> str:
@@ -315,10 +383,21 @@ def _sentence(error: Exception) -> str:
         code.co_name == "__call__" and code.co_filename.endswith("utils.py") for code in codes
     ):
         return f"Values on the command line are Python, texts in quotes: learning_rate:\"'lin_0.001'\" ({error})"
-    if any(code.co_name == "learn" for code in codes) and not _OURS & set(Path(codes[-1].co_filename).parts):
+    if type(error).__module__.partition(".")[0] in ("sqlalchemy", "yaml"):
+        return str(error)
+    if not _OURS & set(_last_file(code.co_filename for code in codes).parts):
         # Of an environment, a wrapper or a callback of the user's: where it happened says most
         return ""
     if isinstance(error, TypeError):
         return str(error) if "unexpected keyword argument" in str(error) else ""
-    known = (ImportError, OSError, ValueError, AssertionError, GymnasiumError)
-    return str(error) if isinstance(error, known) or type(error).__module__.partition(".")[0] in ("sqlalchemy", "yaml") else ""
+    if isinstance(error, AttributeError):
+        return str(error) if codes[-1].co_name in _CLASS_LOOKUPS else ""
+    return str(error) if isinstance(error, (ImportError, OSError, ValueError, AssertionError, GymnasiumError)) else ""
+
+
+def _last_file(names: Iterable[str]) -> Path:
+    """:return: The innermost file of a traceback, but for Python's own"""
+    own = Path(sysconfig.get_path("stdlib"))
+    written = [Path(name) for name in names if not name.startswith("<")]
+    packaged = {"site-packages", "dist-packages"}
+    return [path for path in written if packaged & set(path.parts) or not path.is_relative_to(own)][-1]

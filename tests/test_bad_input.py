@@ -271,7 +271,9 @@ def test_planner_without_spread() -> None:
 
 
 def test_planner_arguments_by_the_names_of_set_planning() -> None:
-    with pytest.raises(TypeError, match=r"planner_kwargs hold \['samples'\]: the keys are n_samples, horizon, "):
+    with pytest.raises(
+        TypeError, match=r"planner_kwargs got unexpected keyword arguments \['samples'\]: the keys are n_samples, horizon, "
+    ):
         tiny_model(randoms(), planner_kwargs=dict(samples=8))
 
 

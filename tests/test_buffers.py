@@ -289,6 +289,18 @@ def test_return_scale_is_at_least_a_twentieth_of_the_largest_reward() -> None:
     assert memory.return_scale(0.0) == pytest.approx(5.0)
 
 
+def test_return_scale_of_another_discount_is_that_of_a_new_memory() -> None:
+    def with_rewards() -> ReplayMemory:
+        memory = ReplayMemory(100, BOX, ACTION, 1)
+        collect(memory, counters(length=20), 60)
+        return memory
+
+    memory = with_rewards()
+    first = memory.return_scale(0.5)
+    assert memory.return_scale(0.99) == with_rewards().return_scale(0.99) > 2 * first
+    assert pickle.loads(pickle.dumps(memory)).return_scale(0.5) == first
+
+
 def test_return_scale_without_discount_counts_1000_steps() -> None:
     assert rewards_only([1.0] * 50, ends=True).return_scale(1.0) == pytest.approx(100.0)
 

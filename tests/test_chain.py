@@ -315,6 +315,30 @@ def test_targets_of_values_by_hand(setup: Setup) -> None:
     assert prepared.target.tolist() == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize(("scale", "refreshes"), [(4.0, [256]), (4.1, [])])
+def test_in_a_much_larger_unit_all_targets_come_from_the_frozen_copies(
+    scale: float, refreshes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The frozen copies are in units of 2
+    learner, refreshed, made = Setup(ACTIONS["box"]).learner, [], []
+    learner.policy.return_scale.fill_(scale)
+    prepare, refresh = Learner._prepare, Learner._refresh_targets
+
+    def preparing(*args: Any) -> Prepared:
+        made.append(prepare(*args))
+        return made[-1]
+
+    def refreshing(learner: Learner, prepared: Prepared, batch: Any, start: int) -> None:
+        refreshed.append(start)
+        refresh(learner, prepared, batch, start)
+
+    monkeypatch.setattr(Learner, "_prepare", preparing)
+    monkeypatch.setattr(Learner, "_refresh_targets", refreshing)
+    _, _, batch, frozen = learner.draw(n_updates=40)
+    learner.improve_policy(batch, frozen)
+    assert refreshed == refreshes and made[0].target.isfinite().all()
+
+
 @th.no_grad()
 def test_refreshed_targets_bootstrap_from_the_critics_as_they_are() -> None:
     setup = Setup(ACTIONS["discrete"])

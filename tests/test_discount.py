@@ -76,6 +76,18 @@ def test_it_grows_with_the_first_termination_and_is_loaded(tmp_path: Path) -> No
         assert tasks.policy.gammas.tolist() == pytest.approx(gammas)
 
 
+def test_the_first_unit_is_that_of_the_discount_that_is_learned_with() -> None:
+    model = M3PO("MlpPolicy", limited(1_000))
+    asked: list[float] = []
+
+    def return_scale(gammas: np.ndarray) -> np.ndarray:
+        asked.extend(gammas.tolist())
+        return np.ones(1)
+
+    model.policy.sync(return_scale, np.array([True]))
+    assert asked == pytest.approx([0.995]) == model.policy.gammas.tolist()
+
+
 def test_learning_goes_by_it() -> None:
     model = tiny_model(limited(200), gamma="auto").learn(64)
     # The rewards are 1, so the scale is that of the mean reward: a tenth of 1 / (1 - gamma)

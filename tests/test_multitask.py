@@ -382,12 +382,12 @@ def test_excess_entropy_by_hand() -> None:
 def test_scales_are_kept_for_each_task() -> None:
     policy = tiny_model(two_targets(), "MultiInputPolicy").policy
     never, first = np.zeros(2, bool), np.array([True, False])
-    policy.sync(np.array([0.0, 5.0]), never)
+    policy.sync(lambda gammas: np.array([0.0, 5.0]), never)
     assert policy.return_scale.tolist() == [1, 5] and policy.bar_ratio.tolist() == [1, 1]
-    policy.sync(np.array([0.01, 4.0]), first)
+    policy.sync(lambda gammas: np.array([0.01, 4.0]), first)
     # The first nonzero reward sets a scale, a known scale never shrinks
     assert policy.return_scale.tolist() == pytest.approx([0.01, 5]) and policy.bar_ratio.tolist() == [1, 1]
-    policy.sync(np.array([0.02, 10.0]), never)
+    policy.sync(lambda gammas: np.array([0.02, 10.0]), never)
     assert policy.bar_ratio.tolist() == pytest.approx([0.5, 0.5])
     assert policy.world_model.can_terminate.tolist() == [1, 0]
 

@@ -5,6 +5,8 @@ import ast
 import csv
 import importlib.metadata
 import importlib.util
+import json
+import os
 import re
 import shlex
 import socket
@@ -97,6 +99,23 @@ def test_an_unknown_setting_is_named_with_the_nearest_known_one(key: str, near: 
         zoo.check_settings({"policy": "MlpPolicy", key: 1}, "some.yml")
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seed": 3}, "'seed' is no setting .*rl-zoo3 has the option --seed for it"),
+        ({"learning_rate": "1e-3"}, "learning_rate='1e-3'.*is a text: write 0.001 without quotes"),
+        ({"n_timesteps": "1e5"}, "n_timesteps='1e5'.*is a text: write 100000 without quotes"),
+        ({"learning_rate": "lin0.001"}, "learning_rate='lin0.001'.*or lin_ and a number"),
+        ({"learning_rate": "exp_0.001"}, "learning_rate='exp_0.001'.*or lin_ and a number"),
+        ({"planner_kwargs": "dict(n_samples=16)"}, r"is a text: write its keys as a mapping, planner_kwargs: \{name"),
+    ],
+)
+def test_a_setting_of_another_kind_is_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        zoo.check_settings({"policy": "MlpPolicy", **settings}, "some.yml")
+    zoo.check_settings({"learning_rate": "lin_1e-3", "ent_coef": "0.3", "gamma": "auto", "normalize": "{}"}, "some.yml")
+
+
 def trials(n: int) -> Iterator[tuple[Any, dict[str, Any]]]:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(n):
@@ -135,13 +154,11 @@ def test_every_trial_is_a_model_within_its_cost() -> None:
 
 def ask(monkeypatch: pytest.MonkeyPatch, *arguments: str, error: Exception | None = None) -> None:
     """Call ``m3po-zoo``, whose script fails if told to."""
-
-    def run_module(*args: Any, **kwargs: Any) -> None:
-        if error is not None:
-            raise error
-
+    names: dict[str, Any] = {"error": error}
+    # Not of this file, which is a user's
+    exec(compile("def run_module(*args, **kwargs):\n    if error:\n        raise error", "<script>", "exec"), names)
     monkeypatch.setattr("sys.argv", ["m3po-zoo", *arguments])
-    monkeypatch.setattr("runpy.run_module", run_module)
+    monkeypatch.setattr("runpy.run_module", names["run_module"])
     zoo.main()
 
 
@@ -149,9 +166,51 @@ def ask(monkeypatch: pytest.MonkeyPatch, *arguments: str, error: Exception | Non
 def test_environments_of_other_packages_are_registered(env: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     imported: list[str] = []
     monkeypatch.setattr(zoo, "register", lambda: None)
-    monkeypatch.setattr(zoo, "importlib", SimpleNamespace(import_module=imported.append))
+    util = SimpleNamespace(find_spec=lambda name: name)
+    monkeypatch.setattr(zoo, "importlib", SimpleNamespace(import_module=imported.append, util=util))
     ask(monkeypatch, "train", *env)
     assert imported == ["shimmy"]
+    # Pictures are made of what was logged
+    ask(monkeypatch, "plot_train", *env)
+    assert imported == ["shimmy"]
+
+
+@pytest.mark.parametrize(("env", "missing"), [("dm_control/walker-walk-v0", "dm_control"), ("MiniGrid-X-v0", "minigrid")])
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(
+    env: str, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def import_module(name: str) -> None:
+        if name == missing:
+            raise ImportError(f"No module named {name!r}")
+
+    util = SimpleNamespace(find_spec=lambda name: None)
+    monkeypatch.setattr(zoo, "importlib", SimpleNamespace(import_module=import_module, util=util))
+    with pytest.raises(SystemExit, match=rf"{env} needs the extra envs: .*sb3_m3po\[envs\].*No module named '{missing}'"):
+        ask(monkeypatch, "train", "--env", env)
+
+
+def test_a_task_of_meta_world_is_an_environment_of_one_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("metaworld")
+    with pytest.raises(
+        SystemExit, match=r"not know Meta-World/reach-v3: .*MultiTask-v0 --env-kwargs \"tasks:\['Meta-World/re"
+    ):
+        ask(monkeypatch, "train", "--env", "Meta-World/reach-v3")
+    ask(monkeypatch, "train", "--env", "Meta-World/MT1")
+
+
+def test_scripts_that_start_others_need_the_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SB3_M3PO_ZOO_HOOK", "0")
+    ask(monkeypatch, "train", "--env", "CartPole-v1")
+    assert os.environ["SB3_M3PO_ZOO_HOOK"] == "0"
+    ask(monkeypatch, "record_training", "--env", "CartPole-v1")
+    assert os.environ["SB3_M3PO_ZOO_HOOK"] == "1"
+
+
+def test_m3po_is_what_is_plotted_unless_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(monkeypatch, "all_plots", "-e", "CartPole-v1")
+    assert sys.argv[1:] == ["-a", "m3po", "-e", "CartPole-v1"]
+    ask(monkeypatch, "all_plots", "--algos", "ppo")
+    assert sys.argv[1:] == ["--algos", "ppo"]
 
 
 @pytest.mark.parametrize("option", ["-h", "--help"])
@@ -196,6 +255,11 @@ class Broken(gym.Env):
 def test_an_error_of_the_user_s_environment_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["m3po-zoo", "train"])
     monkeypatch.setattr("runpy.run_module", lambda *args, **kwargs: M3PO("MlpPolicy", Broken(error)).learn(8))
+    with pytest.raises(type(error)):
+        zoo.main()
+    # Not only where it learns
+    monkeypatch.setattr("sys.argv", ["m3po-zoo", "enjoy"])
+    monkeypatch.setattr("runpy.run_module", lambda *args, **kwargs: Broken(error).step(0))
     with pytest.raises(type(error)):
         zoo.main()
 
@@ -295,6 +359,17 @@ def test_settings_are_read_from_the_file_that_was_named(tmp_path: Path) -> None:
     [
         ("Pendulum-v1:", {}, "entry for Pendulum-v1 in .*mine.yml is empty: it needs n_timesteps and policy"),
         ("Pendulum-v1: {policy: MlpPolicy}", {}, "mine.yml has no n_timesteps: add it, or give -n"),
+        ("Pendulum-v1: {n_timesteps: 5}", {}, "mine.yml has no policy: add policy: 'MlpPolicy'"),
+        (
+            "default: {n_timesteps: 5, policy: MlpPolicy}",
+            {"trial_id": 3},
+            "--trial-id needs the --storage and the --study-name",
+        ),
+        (
+            "default: {n_timesteps: 5, policy: MlpPolicy}",
+            {"env_name": SimpleNamespace(gym_id="MiniGrid-DoorKey-5x5-v0", nice_name="MiniGrid-DoorKey-5x5-v0")},
+            "DoorKey-5x5-v0 needs an env_wrapper, since its mission is a text: copy the entry of MiniGrid-Empty-5x5-v0 in",
+        ),
         ("default: {policy: MlpPolicy}", {"_is_atari": True}, "has no entry for Pendulum-v1, and none named 'atari'"),
     ],
 )
@@ -315,6 +390,12 @@ def test_every_trial_can_be_rebuilt_and_others_are_named(tmp_path: Path) -> None
     for wrong in (dict(asked, trial_id=7), dict(asked, trial_id=1, study_name="t")):
         with pytest.raises(ValueError, match=r"no trial \d of --study-name \w in --storage .*s.log"):
             manager(**wrong).read_hyperparameters()
+
+
+def test_a_storage_that_cannot_be_read_is_named() -> None:
+    search = zoo._searching_by_grpc(lambda made: json.loads("no journal"))
+    with pytest.raises(ValueError, match=r"--storage s.log can't be used: Expecting value"):
+        search(manager(storage="s.log"))
 
 
 def zoo_storage(path: str) -> Any:
