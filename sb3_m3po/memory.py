@@ -337,7 +337,7 @@ class ReplayMemory:
 
     def _refresh_returns(self, gammas: np.ndarray) -> None:
         """Discounted rewards-to-go of what is new, and of what came before in the same episodes as far as it matters."""
-        if not np.array_equal(gammas, self._gammas_of_returns):
+        if self._gammas_of_returns is None or not np.array_equal(gammas, self._gammas_of_returns):
             self._stale_returns, self._gammas_of_returns = self.n_steps, gammas.copy()
         gamma = gammas.max()
         reach = math.ceil(math.log(1e-3) / math.log(gamma)) if 0 < gamma < 1 else self.n_steps if gamma >= 1 else 1
