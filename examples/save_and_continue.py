@@ -1,4 +1,4 @@
-"""Save, load and go on, with the replay memory."""
+"""Save, load and go on, with the replay memory: ``python examples/save_and_continue.py [steps]``."""
 
 import sys
 import tempfile

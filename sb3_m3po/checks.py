@@ -73,7 +73,7 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
             f"Action space {action_space} is not supported: use Box, Discrete, MultiDiscrete or MultiBinary (a Dict or a "
             "Tuple of discrete ones becomes a MultiDiscrete in a wrapper, of Boxes one Box)"
         )
-    if isinstance(action_space, spaces.Box) and (action_space.shape == (0,) or not np.all(np.isfinite(_width(action_space)))):
+    if isinstance(action_space, spaces.Box) and (0 in action_space.shape or not np.all(np.isfinite(_width(action_space)))):
         raise ValueError(
             f"Action space {action_space} must have a dimension, and a finite lower and upper bound in each: "
             "give it bounds in the environment, or with "

@@ -295,9 +295,11 @@ def test_return_scale_of_another_discount_is_that_of_a_new_memory() -> None:
         collect(memory, counters(length=20), 60)
         return memory
 
-    memory = with_rewards()
+    memory, fresh = with_rewards(), with_rewards()
     first = memory.return_scale(0.5)
-    assert memory.return_scale(0.99) == with_rewards().return_scale(0.99) > 2 * first
+    assert memory.return_scale(0.99) == fresh.return_scale(0.99) > 2 * first
+    # The returns of earlier episodes too, whatever the scale is taken from
+    assert np.array_equal(memory.returns, fresh.returns)
     assert pickle.loads(pickle.dumps(memory)).return_scale(0.5) == first
 
 
