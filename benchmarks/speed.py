@@ -313,12 +313,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1_792, help="environment steps during which updates are timed")
     parser.add_argument("--compile", action="store_true", help="time updates with compiled losses too")
     parser.add_argument("--tasks", action="store_true", help="time 1, 10 and 50 tasks, and nothing else")
+    parser.add_argument("--matmul", default="highest", choices=["highest", "high", "medium"], help="precision of products")
     parser.add_argument("--csv", type=Path, help="where the cells go")
     args = parser.parse_args(argv)
     th.set_num_threads(1)
+    th.set_float32_matmul_precision(args.matmul)
     command = "python -m benchmarks.speed" + " --tasks" * args.tasks + " --compile" * args.compile
-    origin = {"commit": commit(), "command": f"{command} --steps {args.steps}", "machine": machine()}
-    print(f"{ENV_ID}, one thread, defaults; {origin['machine']}; commit {origin['commit']}", flush=True)
+    command += f" --matmul {args.matmul}" * (args.matmul != "highest") + f" --steps {args.steps}"
+    origin = {"commit": commit(), "command": command, "machine": machine()}
+    print(f"{ENV_ID}, one thread, defaults; {origin['machine']}; commit {origin['commit']}; {command}", flush=True)
     rows = show(TASKS, tasks(args.steps)) if args.tasks else single_task(args.steps, args.compile)
     if args.csv is not None:
         write_rows(args.csv, [row | origin for row in rows], COLUMNS)

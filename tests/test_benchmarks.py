@@ -10,7 +10,7 @@ import pytest
 import torch as th
 
 from benchmarks import run as benchmark
-from benchmarks import speed, study_plots, table
+from benchmarks import scaling, speed, study_plots, table
 from benchmarks.algorithms import Settings, apply_overrides
 from benchmarks.parts import critic, planner, saving, scales, trust_region, world_model
 from benchmarks.random_baseline import lag_correlation
@@ -151,6 +151,16 @@ def test_docs_have_the_tables_of_the_committed_variants(capsys):
         table.main(["--variant", variant])
         rows = [row for row in capsys.readouterr().out.splitlines() if row.startswith("| CartPole")]
         assert rows and all(row in docs for row in rows)
+
+
+def test_docs_have_the_committed_times() -> None:
+    docs = Path("docs/benchmarks.md").read_text()
+    for row in csv.DictReader((RESULTS / "scaling.csv").open()):
+        assert f"| {' | '.join([row[column] for column in scaling.COLUMNS[:-2]])} |" in docs
+    tables: dict[tuple[str, str], list[str]] = {}
+    for row in csv.DictReader((RESULTS / "speed.csv").open()):
+        tables.setdefault((row["measure"], row["case"]), []).append(row["value"])
+    assert tables and all(f"| {case} | {' | '.join(values)} |" in docs for (_, case), values in tables.items())
 
 
 def test_evidence_page_has_means_of_the_committed_rows():
