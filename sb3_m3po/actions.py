@@ -110,7 +110,8 @@ class GaussianActions(nn.Module):
         Where observations change little from one step to the next, one action hardly shows in them, and a habit does:
         Hopper and a cart-pole that swings up learn faster if noise remembers in some episodes, and a Hopper whose hop ends
         in a fall gets out of it by noise that lasts as long as a hop. HalfCheetah, where each step counts, learns slower
-        with it.
+        with it. It matters before the first update, too, since the first updates calm the policy: MountainCarContinuous's
+        goal is then known.
 
         :param lag_correlation: Of the observations, from one step to the next
         :return: For :class:`PersistentNoise`

@@ -437,6 +437,7 @@ class M3PO(OnPolicyAlgorithm):
             self.policy.log_ent_coef.data.fill_(np.log(max(self.ent_coef, 1e-30)))
         returns, values = self.rollout_buffer.returns.flatten(), self.rollout_buffer.values.flatten()
         self.logger.record("train/explained_variance", explained_variance(values, returns))
+        self.policy.lag_correlation.copy_(th.as_tensor(self.replay_buffer.lag_correlation()))
         ready = self.replay_buffer.is_enough(self.learning_starts)
         while ready and self._update_credits >= self.sync_interval:
             self._update_credits -= self.sync_interval
@@ -462,7 +463,6 @@ class M3PO(OnPolicyAlgorithm):
         """Copy the networks to their bars and move to the return scales of what is in memory."""
         memory, policy, table = self.replay_buffer, self.policy, self.task_table
         policy.sync(memory.return_scale, memory.has_terminated)
-        policy.lag_correlation.copy_(th.as_tensor(memory.lag_correlation()))
         make_room(self.logger, [] if table is None else table.names)
         for task, scale in enumerate(policy.return_scale.tolist()):
             where = "world_model" if table is None else f"world_model/{table[task].name}"

@@ -311,14 +311,14 @@ class ReplayMemory:
 
         :param n_samples: Transitions looked at of each task
         :return: For each task 1 for what hardly changes within a step, 0 for what is drawn anew, or if there is no such
-            entry, shape ``(n_tasks,)``
+            entry, or nothing in memory, shape ``(n_tasks,)``
         """
         vectors = [
             key
             for key, space in self.spaces.items()
             if isinstance(space, spaces.Box) and len(space.shape) < 3 and np.issubdtype(storage_dtype(space), np.floating)
         ]
-        if not vectors:
+        if not vectors or self.n_steps == 0:
             return np.zeros(self.n_tasks)
         # A generator of its own: what training draws does not depend on it
         batch = self.sample(n_samples * self.n_tasks, 1, np.random.default_rng(0))

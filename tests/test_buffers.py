@@ -568,3 +568,7 @@ def test_correlation_of_observations_that_are_no_vectors_is_zero(
     memory = wandering(0.9, space, write)
     monkeypatch.setattr(memory, "sample", None)
     assert memory.lag_correlation() == 0, "and nothing is copied for it"
+
+
+def test_correlation_of_an_empty_memory_is_zero() -> None:
+    assert ReplayMemory(10, spaces.Box(-9.0, 9.0, (3,), np.float32), ACTION, 1).lag_correlation() == 0

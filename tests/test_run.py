@@ -199,10 +199,11 @@ class Slow(RandomEnv):
         return np.cos(0.1 * self.t + 2 * self.episode + np.arange(3)).astype(np.float32)
 
 
-@pytest.mark.parametrize("plan_rollouts", [False, True])
-@pytest.mark.parametrize("env, at_last", [(Slow, (0.0, 0.8, 0.95, 0.99)), (RandomEnv, (0.0,))])
+@pytest.mark.parametrize("options", [dict(), dict(plan_rollouts=False), dict(learning_starts=1_000)], ids=str)
+@pytest.mark.parametrize("env, persistence", [(Slow, (0.0, 0.8, 0.95, 0.99)), (RandomEnv, (0.0,))])
+@pytest.mark.filterwarnings("ignore:Nothing was learned yet")
 def test_box_noise_remembers_where_observations_are_slow(
-    env: type[RandomEnv], at_last: tuple[float, ...], plan_rollouts: bool, monkeypatch: pytest.MonkeyPatch
+    env: type[RandomEnv], persistence: tuple[float, ...], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn, draw = [], PersistentNoise.draw
 
@@ -211,11 +212,11 @@ def test_box_noise_remembers_where_observations_are_slow(
         return draw(self, starts, persistence, generator)
 
     monkeypatch.setattr(PersistentNoise, "draw", recorded)
-    tiny_model(env(action_space=BOX_ACTION), plan_rollouts=plan_rollouts).learn(96)
-    assert len(drawn) == 96
-    # Nothing is known before the first sync
-    assert drawn[0] == (0.0,)
-    assert drawn[-1] == at_last
+    model = tiny_model(env(action_space=BOX_ACTION), **options).learn(96)
+    assert len(drawn) == 96 and (model._n_updates > 0) == ("learning_starts" not in options)
+    # Nothing is known before the end of the first rollout
+    assert set(drawn[: model.n_steps]) == {(0.0,)}
+    assert set(drawn[model.n_steps :]) == {persistence}
 
 
 @pytest.mark.parametrize("space", [BOX_ACTION, spaces.Discrete(3)], ids=str)
