@@ -77,6 +77,16 @@ def test_settings_reach_the_bars_within_their_steps() -> None:
         assert set(entry) <= {"n_timesteps", "policy", "env_wrapper", "buffer_size"}
 
 
+def test_scores_in_the_settings_file_are_those_of_committed_rows() -> None:
+    scores = re.findall(r"^(\S+):  # (\S+)$", (ROOT / "hyperparams/m3po.yml").read_text(), re.MULTILINE)
+    for env_id, score in scores:
+        rows = list(csv.DictReader((ROOT / f"benchmarks/results/m3po-100k/{env_id.replace('/', '-')}_seed0.csv").open()))
+        steps = int(rows[-1]["steps"]) / frames_per_decision(env_id)
+        assert steps == settings()[env_id]["n_timesteps"]
+        assert f"{sum(float(row['mean_reward']) for row in rows[-3:]) / 3:,.0f}" == score
+    assert scores
+
+
 @pytest.mark.parametrize("variant", ["study-tuned", "study-default", "study-tuned-again", "study-default-again"])
 def test_the_gain_of_the_study_is_that_of_its_rows(variant: str) -> None:
     files = [ROOT / f"benchmarks/results/m3po-{variant}/Pendulum-v1_seed{seed}.csv" for seed in range(3, 8)]
