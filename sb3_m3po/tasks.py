@@ -282,7 +282,9 @@ def reader_for(space: spaces.Space, task_key: str = "task", model: Any = None) -
     :raises ValueError: if observations have no task
     """
     known: TaskReader | None = getattr(getattr(model, "policy", None), "tasks", None)
-    if known is None or (isinstance(space, spaces.Dict) and task_key in space.spaces):
+    # A key of another name was asked for; "task" may stand for anything where the model has a key of its own
+    asked = task_key != "task" and isinstance(space, spaces.Dict) and task_key in space.spaces
+    if known is None or asked:
         return TaskReader(find_table(space, task_key), task_key)
     return known if known.key is None else TaskReader(find_table(space, known.key), known.key)
 

@@ -474,8 +474,10 @@ def test_tasks_go_by_their_names() -> None:
         evaluate_per_task(model, make_multitask_vec_env([TWO[0], known("stranger")]), 1)
 
 
-@pytest.mark.parametrize("tail", [False, True])
-def test_a_model_knows_where_its_tasks_are_told(tail: bool) -> None:
+@pytest.mark.parametrize("where", ["tail", "key", "key beside a misleading one"])
+def test_a_model_knows_where_its_tasks_are_told(where: str) -> None:
+    tail, misleading = where == "tail", "misleading" in where
+
     class Elsewhere(gym.ObservationWrapper):
         """The task under another key, or in a one-hot tail."""
 
@@ -483,12 +485,13 @@ def test_a_model_knows_where_its_tasks_are_told(tail: bool) -> None:
             super().__init__(env)
             self.task = task
             vector = spaces.Box(-1.0, 1.0, (4,))
-            self.observation_space = vector if tail else spaces.Dict({"x": VECTOR, "which": spaces.Discrete(2)})
+            parts = {"x": VECTOR, "which": spaces.Discrete(2)} | ({"task": spaces.Discrete(2)} if misleading else {})
+            self.observation_space = vector if tail else spaces.Dict(parts)
 
         def observation(self, observation: Any) -> Any:
             if tail:
                 return np.concatenate([observation, np.eye(2, dtype=np.float32)[self.task]])
-            return {"x": observation, "which": self.task}
+            return {"x": observation, "which": self.task} | ({"task": 1 - self.task} if misleading else {})
 
     env = DummyVecEnv([lambda task=task: Monitor(Elsewhere(Known(10.0 * task), task)) for task in (0, 1)])  # type: ignore[misc]
     options: Any = {"n_tasks": 2} if tail else {"task_key": "which"}
