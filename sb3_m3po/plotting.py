@@ -39,16 +39,22 @@ def plot_task_heatmap(
     evaluations: str | os.PathLike[str] | Mapping[str, Any], bounds: Mapping[str, tuple[float, float]] | None = None
 ) -> "Figure":
     """
-    Scores over tasks and time.
+    Scores over tasks and time, what the tasks are compared by elsewhere, too: returns between their bounds where these are
+    given; else rates of success, where every task tells its successes; else returns.
 
     :param evaluations: Path to the ``evaluations.npz`` of a :class:`~sb3_m3po.callbacks.TaskEvalCallback` or to its folder, or
-        a mapping with its ``timesteps`` ``(n_evaluations,)``, ``tasks`` and ``task_results`` ``(n_evaluations, n_tasks)``
-    :param bounds: By task's name: the returns that count as 0 and as 1; by default a task's lowest and highest score
+        a mapping with its ``timesteps`` ``(n_evaluations,)``, ``tasks``, ``task_results`` ``(n_evaluations, n_tasks)`` and, if
+        there are any, ``successes`` of that shape
+    :param bounds: By task's name: the returns that count as 0 and as 1; by default, where returns are shown, a task's lowest
+        and highest
     :return: One row for each task, one column for each evaluation
     :raises ValueError: if there are no evaluations of tasks, or tasks without bounds
     """
-    names, steps, results = _evaluations(evaluations)
+    names, steps, results, successes = _evaluations(evaluations)
     check_bounds(bounds, names)
+    label = "score" if bounds else "score, lowest to highest"
+    if bounds is None and np.isfinite(successes[~np.isnan(results)]).all():
+        results, bounds, label = successes, dict.fromkeys(names, (0.0, 1.0)), "success rate"
     known = {name: column[~np.isnan(column)] for name, column in zip(names, results.T, strict=True)}
     found = {name: (column.min(), column.max()) if len(column) else (0.0, 1.0) for name, column in known.items()}
     low, high = np.array([(bounds or found)[name] for name in names]).T
@@ -63,12 +69,12 @@ def plot_task_heatmap(
     axes.set_xticks(shown, [f"{steps[i]:,}" for i in shown], rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names, fontsize=size)
     axes.set_xlabel("environment steps")
-    figure.colorbar(image, label="score" if bounds else "score, lowest to highest")
+    figure.colorbar(image, label=label)
     return figure
 
 
-def _evaluations(source: Any) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """:return: Names of the tasks; steps, shape ``(n_evaluations,)``; results, shape ``(n_evaluations, n_tasks)``"""
+def _evaluations(source: Any) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
+    """:return: Names of the tasks; steps, shape ``(n_evaluations,)``; returns and successes, ``(n_evaluations, n_tasks)``"""
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         source = np.load(path / "evaluations.npz" if path.is_dir() else path)
@@ -76,7 +82,9 @@ def _evaluations(source: Any) -> tuple[list[str], np.ndarray, np.ndarray]:
         raise ValueError(
             f"The evaluations have no {', '.join(missing)} (they have {', '.join(source)}): give what a TaskEvalCallback wrote"
         )
-    return [str(name) for name in source["tasks"]], np.asarray(source["timesteps"]), np.asarray(source["task_results"], float)
+    results = np.asarray(source["task_results"], float)
+    successes = np.asarray(source["successes"], float) if "successes" in source else np.full_like(results, np.nan)
+    return [str(name) for name in source["tasks"]], np.asarray(source["timesteps"]), results, successes
 
 
 # ------------------------------------------------------------------ embeddings

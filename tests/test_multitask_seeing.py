@@ -558,6 +558,23 @@ def test_heatmap_shows_the_scores(tmp_path: Any) -> None:
     figure.savefig(tmp_path / "heatmap.png")
 
 
+def test_heatmap_shows_successes_where_all_tasks_tell_them() -> None:
+    nan = float("nan")
+    data: dict[str, Any] = dict(timesteps=[1, 2], tasks=["a", "b"], task_results=[[1.0, 5.0], [2.0, 5.0]])
+
+    def drawn(**changes: Any) -> Any:
+        return np.asarray(plot_task_heatmap(data | changes).axes[0].images[0].get_array()).tolist()
+
+    assert drawn(successes=[[0.0, 1.0], [0.0, 0.5]]) == [[0, 0], [1, 0.5]]
+    assert drawn(successes=[[0.0, nan], [0.0, nan]]) == drawn() == [[0, 1], [0, 0]]
+    bounds = {"a": (0.0, 4.0), "b": (0.0, 5.0)}
+    bounded = plot_task_heatmap(data | dict(successes=[[0.0, 1.0], [0.0, 0.5]]), bounds).axes[0].images[0].get_array()
+    assert np.asarray(bounded).tolist() == [[0.25, 0.5], [1, 1]]
+    # A task that was not drawn is told by neither
+    figure = plot_task_heatmap(data | dict(task_results=[[1.0, nan], [2.0, 5.0]], successes=[[0.0, nan], [1.0, 1.0]]))
+    assert figure.axes[1].get_ylabel() == "success rate"
+
+
 def written(folder: Path, names: list[str] = ["a", "b"]) -> dict[str, Any]:  # noqa: B006
     """:return: What is in ``evaluations.npz`` of that folder"""
     data: dict[str, Any] = dict(timesteps=[100, 200], tasks=names, task_results=[range(len(names))] * 2)
