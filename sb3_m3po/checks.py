@@ -167,14 +167,13 @@ def check_numbers(model: Any) -> None:
         raise ValueError("M3PO does not support generalized State-Dependent Exploration: pass use_sde=False")
 
 
-def check_capacity(model: Any) -> None:
+def check_capacity(model: Any, n_envs: int) -> None:
     """
-    :param model: An M3PO model with its memory
-    :raises ValueError: if the sequences that it learns from don't fit into the memory; it warns if the machine has none so
-        large
+    :param model: An M3PO model
+    :param n_envs: Environments that share its memory
+    :raises ValueError: if the sequences that it learns from don't fit into the memory
     """
-    model.replay_buffer.warn_if_too_large()
-    capacity = model.replay_buffer.capacity
+    capacity = max(model.rollout_buffer_kwargs.get("memory_size", model.buffer_size) // n_envs, 1)
     if max(model.horizon, model.n_step_returns) > capacity:
         raise ValueError(
             f"horizon={model.horizon} and n_step_returns={model.n_step_returns} must fit into the memory's "
@@ -371,13 +370,17 @@ def check_memory(loaded: Any, mine: ReplayMemory, path: Any) -> None:
 
 
 @contextmanager
-def dead_workers_named(owner: Any, tasks: Sequence[str] | None = None) -> Iterator[None]:
+def dead_workers_named(
+    owner: Any, tasks: Sequence[str] | None = None, last_seen: Sequence[str] | None = None
+) -> Iterator[None]:
     """
     While environments in processes of their own are made, reset or take a step.
 
     :param owner: The model or the vec-env that does it; ``None`` while a vec-env is being made
     :param tasks: Names of the environments' tasks, in their order; by default what ``make_multitask_vec_env`` noted in the
-        vec-env, or a model's last observations say
+        vec-env
+    :param last_seen: Where environments draw their tasks: what they were at last; by default what a model's last
+        observations say
     :raises RuntimeError: if processes died: which environments they were, and in which tasks
     """
     try:
@@ -389,9 +392,11 @@ def dead_workers_named(owner: Any, tasks: Sequence[str] | None = None) -> Iterat
         dead = [i for i, process in enumerate(processes) if process.sentinel in ended]
         if not dead:
             raise
-        tasks = tasks or _task_names(owner, env)
+        noted = tasks or getattr(getattr(env, "unwrapped", None), "task_names", [])
+        # One that draws its tasks may have been about to begin another one
+        seen, word = (noted, "task") if noted else (last_seen or _last_seen(owner), "last seen in task")
         _give_up(env)
-        names = [f"environment {i}" + (f" (task {tasks[i]!r})" if tasks else "") for i in dead]
+        names = [f"environment {i}" + (f" ({word} {seen[i]!r})" if seen else "") for i in dead]
         raise RuntimeError(
             f"The process of {', '.join(names)} died: its own error stands above; if there is none, it was killed (out of "
             f"memory, say) or crashed in native code. {_what_to_do(owner)}"
@@ -415,12 +420,11 @@ def _half_made(error: BaseException) -> VecEnv | None:
     return next((owner for owner in reversed(owners) if isinstance(owner, VecEnv)), None)
 
 
-def _task_names(owner: Any, env: Any) -> Sequence[str]:
-    """:return: Names of the tasks of a vec-env's environments, nothing where they are not known"""
-    noted = getattr(env.unwrapped, "task_names", [])
-    if noted or getattr(owner, "task_table", None) is None or owner._last_obs is None:
-        return noted
-    return [owner.task_table.names[i] for i in owner.policy.tasks.ids(owner._last_obs)]
+def _last_seen(model: Any) -> Sequence[str]:
+    """:return: Names of the tasks of a model's last observations, nothing where there are none"""
+    if getattr(model, "task_table", None) is None or model._last_obs is None:
+        return []
+    return [model.task_table.names[i] for i in model.policy.tasks.ids(model._last_obs)]
 
 
 def _what_to_do(owner: Any) -> str:

@@ -190,8 +190,9 @@ def evaluate_per_task(
     trained_on: VecEnv | None = getattr(model, "env", None)
     if trained_on is not None and trained_on.unwrapped is env.unwrapped:
         model._last_obs = None
-    with dead_workers_named(env):
-        counter = _play(model, env, reader, view, n_eval_episodes, deterministic, render)
+    playing: list[str] = []
+    with dead_workers_named(env, last_seen=playing):
+        counter = _play(model, env, reader, view, n_eval_episodes, deterministic, render, playing)
     return counter.scores(reader.table.names, bounds)
 
 
@@ -212,11 +213,19 @@ def check_bounds(bounds: Mapping[str, tuple[float, float]] | None, names: Sequen
 
 
 def _play(
-    model: Any, env: VecEnv, reader: TaskReader, view: ModelView, n_episodes: int, deterministic: bool, render: bool
+    model: Any,
+    env: VecEnv,
+    reader: TaskReader,
+    view: ModelView,
+    n_episodes: int,
+    deterministic: bool,
+    render: bool,
+    playing: list[str],
 ) -> "_Counter":
-    """:return: Episodes of all tasks"""
+    """:return: Episodes of all tasks; ``playing`` says meanwhile which task each environment is at"""
     observations: Any = env.reset()
     tasks = reader.ids(observations)
+    playing[:] = [reader.table.names[i] for i in tasks]
     counter = _Counter(env, tasks, n_episodes, len(reader.table))
     rewards_so_far, lengths_so_far = np.zeros(env.num_envs), np.zeros(env.num_envs, int)
     states, starts = None, np.ones(env.num_envs, bool)
@@ -231,6 +240,7 @@ def _play(
             counter.end(i, int(tasks[i]), (episode["r"], episode["l"], infos[i].get("is_success")))
             rewards_so_far[i], lengths_so_far[i] = 0.0, 0
         tasks = reader.ids(observations)
+        playing[:] = [reader.table.names[i] for i in tasks]
         counter.begin(starts, tasks)
         if render:
             env.render()

@@ -9,26 +9,33 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_m3po.checks import check_environment
+from sb3_m3po.checks import check_capacity, check_environment
 from sb3_m3po.nets import RunningNorm
 from sb3_m3po.policies import WorldModelPolicy
 from sb3_m3po.tasks import TaskReader, TaskSpace, TaskTable, find_tasks
 
 
-def check_growth(model: Any, observation_space: spaces.Space, action_space: spaces.Space, train: str) -> None:
+def check_growth(model: Any, env: VecEnv, train: str) -> None:
     """
     :param model: An M3PO model
-    :param observation_space: Of environments with a larger table
-    :param action_space: Likewise
+    :param env: Environments with a larger table
     :param train: What is to learn from now on
-    :raises ValueError: if these are not the model's widths, or their table does not begin with the model's
+    :raises ValueError: if they have not the model's widths, their table does not begin with the model's, or there are too many
+        of them for its memory
     """
+    observation_space, action_space = env.observation_space, env.action_space
     if train not in ("all", "new"):
         raise ValueError(f"train={train!r} must be 'all', or 'new' for the new tasks' embeddings and the output layers only")
     known: TaskReader | None = model.policy.tasks
     if known is None:
         raise ValueError("This model was trained on a single task and has no embeddings to add to: train one on two tasks")
+    if known.key is None:
+        raise ValueError(
+            f"This model reads its {len(known.table)} tasks from a one-hot in the observations (n_tasks=), which can't grow: "
+            "train one on environments whose observations have a key for the task, as make_multitask_vec_env() makes them"
+        )
     found = find_tasks(observation_space, model.task_key, model.n_tasks)
     if found is None or not found.table.extends(known.table):
         raise ValueError(
@@ -43,6 +50,7 @@ def check_growth(model: Any, observation_space: spaces.Space, action_space: spac
             f"{known.seen(model.observation_space)}. Actions: {action_space}, the model has {model.action_space}. Give a "
             "model room from the start by make_multitask_vec_env(..., observation_dim=..., action_dim=...)"
         )
+    check_capacity(model, env.num_envs)
 
 
 @contextmanager

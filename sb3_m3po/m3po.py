@@ -193,8 +193,10 @@ class M3PO(OnPolicyAlgorithm):
         self.rollout_buffer_class = buffer_class = self.rollout_buffer_class or (
             HybridDictRolloutBuffer if isinstance(self.observation_space, spaces.Dict) else HybridRolloutBuffer
         )
+        if self.env is not None:  # its spaces are the model's, its time limits its own
+            self.observation_space, self._time_limit = self.env.observation_space, common_time_limit(self.env)
+        check_capacity(self, self.n_envs)
         tasks = find_tasks(self.observation_space, self.task_key, self.n_tasks)
-        self._time_limit = self._time_limit if self.env is None else common_time_limit(self.env)
         self.rollout_buffer = buffer_class(  # type: ignore[assignment]
             self.n_steps or max(1, 256 // self.n_envs),
             self.observation_space,  # type: ignore[arg-type]
@@ -204,7 +206,7 @@ class M3PO(OnPolicyAlgorithm):
             n_envs=self.n_envs,
             **{"memory_size": self.buffer_size, "tasks": tasks, **self.rollout_buffer_kwargs},
         )
-        check_capacity(self)
+        self.replay_buffer.warn_if_too_large()
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space,
             self.action_space,
@@ -393,9 +395,7 @@ class M3PO(OnPolicyAlgorithm):
             obs = self._last_original_obs  # type: ignore[assignment]
             next_obs, rewards = original_observations(self.env, vec_normalize), vec_normalize.get_original_reward()
             self._last_original_obs = next_obs  # type: ignore[assignment]
-        truncated = np.zeros(self.n_envs, dtype=bool)
-        for i in np.flatnonzero(dones).tolist():
-            truncated[i] = infos[i].get("TimeLimit.truncated", False)
+        truncated = dones & np.array([info.get("TimeLimit.truncated", False) for info in infos], bool)
         rollout_rewards = np.array(rewards, dtype=np.float32)
         ended = [i for i in np.flatnonzero(dones).tolist() if infos[i].get("terminal_observation") is not None]
         if ended:
@@ -437,14 +437,15 @@ class M3PO(OnPolicyAlgorithm):
             self.policy.log_ent_coef.data.fill_(np.log(max(self.ent_coef, 1e-30)))
         returns, values = self.rollout_buffer.returns.flatten(), self.rollout_buffer.values.flatten()
         self.logger.record("train/explained_variance", explained_variance(values, returns))
-        self.policy.lag_correlation.copy_(th.as_tensor(self.replay_buffer.lag_correlation()))
+        # Of what has not been learned yet: a trained policy may run more smoothly
+        unknown = self.policy.lag_correlation == 0 if self._n_updates else slice(None)
+        self.policy.lag_correlation[unknown] = th.as_tensor(self.replay_buffer.lag_correlation()).float()[unknown]
         ready = self.replay_buffer.is_enough(self.learning_starts)
         while ready and self._update_credits >= self.sync_interval:
             self._update_credits -= self.sync_interval
             self._sync()
-            metrics = self._learner().run(self.sync_interval)
             self._n_updates += self.sync_interval
-            for name, value in metrics.items():
+            for name, value in self._learner().run(self.sync_interval).items():
                 self._record_finite(name, value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
@@ -454,9 +455,8 @@ class M3PO(OnPolicyAlgorithm):
         self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
 
     def _update_learning_rates(self) -> None:
-        policy = self.policy
-        self._update_learning_rate(policy.optimizer)
-        for group in policy.model_optimizer.param_groups + policy.coef_optimizer.param_groups:
+        self._update_learning_rate(self.policy.optimizer)
+        for group in self.policy.model_optimizer.param_groups + self.policy.coef_optimizer.param_groups:
             group["lr"] = group["speed"] * self.lr_schedule(self._current_progress_remaining)
 
     def _sync(self) -> None:
@@ -512,8 +512,8 @@ class M3PO(OnPolicyAlgorithm):
         """
         with misfits_explained(self, env):
             super().set_env(env, force_reset)
-        self._time_limit = common_time_limit(self.env)  # type: ignore[arg-type]
-        self.policy.set_time_limit(self._time_limit)
+        self.observation_space, self._time_limit = self.env.observation_space, common_time_limit(self.env)  # type: ignore[arg-type, union-attr]
+        self.policy.set_time_limit(self._time_limit, self.observation_space)
 
     def add_tasks(self, env: GymEnv, train: str = "all") -> None:
         """
@@ -528,11 +528,11 @@ class M3PO(OnPolicyAlgorithm):
         """
         check_environment([env] if isinstance(env, str) else env, "make_multitask_vec_env(tasks, like=model)")
         env = self._wrap_env(env, self.verbose)
-        check_growth(self, env.observation_space, env.action_space, train)
+        check_growth(self, env, train)
         old = self.policy
         self._n_frozen_tasks = len(old.tasks.table) if train == "new" and old.tasks is not None else 0
         self.observation_space, self.n_envs = env.observation_space, env.num_envs
-        self.set_env(env)
+        super().set_env(env)
         self._setup_model()
         self._task_stats = None
         take_over(self.policy, old)

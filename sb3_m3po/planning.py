@@ -97,12 +97,15 @@ class PlanningPolicy(nn.Module):
         """:return: Discount factor of each task, shape ``(n_tasks,)``; ``(1,)`` without tasks"""
         return th.where(self.world_model.can_terminate > 0, self.ending_gammas, self.lasting_gammas)
 
-    def set_time_limit(self, time_limit: int | None) -> None:
+    def set_time_limit(self, time_limit: int | None, observation_space: spaces.Space | None = None) -> None:
         """
         :param time_limit: Decisions after which episodes of tasks are cut that don't know it themselves, which their discounts
             follow where ``gamma`` is ``"auto"``; ``None`` if they aren't
+        :param observation_space: The same as the policy's but for the time limits that its tasks know; ``None`` for its own
         """
         self.time_limit = time_limit
+        if observation_space is not None:
+            self.observation_space = observation_space
         table = known_tasks(self.observation_space, self.tasks, self.task_key)
         for gammas, can_terminate in ((self.lasting_gammas, False), (self.ending_gammas, True)):
             gammas.copy_(th.as_tensor(table.gammas(self.gamma, time_limit, can_terminate)))

@@ -182,10 +182,17 @@ class TaskReader:
         """
         :param observations: Arrays or tensors, of any leading dimensions, by key for a Dict space
         :return: Their tasks' ids, flat, of the same kind (``int64``)
-        :raises ValueError: for an id outside of the table, which is named
+        :raises ValueError: for an id outside of the table, which is named, or a tail that is no one-hot
         """
         if self.key is None:
-            ids = observations[..., -len(self.table) :].argmax(-1).reshape(-1)
+            tails = observations[..., -len(self.table) :].reshape(-1, len(self.table))
+            # Of VecNormalize's one-hots, too, one entry is positive
+            if not (good := (tails > 0).sum(-1) == 1).all():
+                raise ValueError(
+                    f"An observation ends in {tails[~good][0].tolist()}, which is no one-hot of {len(self.table)} tasks: let "
+                    f"exactly one of the last {len(self.table)} entries be 1"
+                )
+            ids = tails.argmax(-1)
         else:
             ids = observations[self.key].reshape(-1)
             ids = ids.long() if isinstance(ids, th.Tensor) else ids.astype(np.int64)
@@ -267,10 +274,10 @@ def known_tasks(observation_space: spaces.Space, tasks: TaskReader | None, task_
     :param task_key: Key of the task's id
     :return: The tasks; of a single one what is known of it
     """
-    if tasks is not None:
-        return tasks.table
     space = observation_space.spaces.get(task_key or "") if isinstance(observation_space, spaces.Dict) else None
-    return space.table if isinstance(space, TaskSpace) else TaskTable.anonymous(1)
+    if isinstance(space, TaskSpace):
+        return space.table
+    return TaskTable.anonymous(1) if tasks is None else tasks.table
 
 
 def reader_for(space: spaces.Space, task_key: str = "task", model: Any = None) -> TaskReader:

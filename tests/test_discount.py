@@ -183,6 +183,22 @@ def test_other_environments_have_their_own(tmp_path: Path) -> None:
     assert M3PO.load(tmp_path / "model").policy.gammas.tolist() == pytest.approx([0.99])
 
 
+def test_tasks_of_other_environments_have_their_own(tmp_path: Path) -> None:
+    def env(limit: int) -> VecEnv:
+        return make_multitask_vec_env([Task(partial(limited, limit), "one"), Task(partial(limited, 200), "two")])
+
+    first = env(100)
+    model = tiny_model(first, "MultiInputPolicy", gamma="auto")
+    model.save(tmp_path / "model")
+    model.set_env(env(500))
+    loaded = M3PO.load(tmp_path / "model", env=env(500))
+    assert model.policy.gammas.tolist() == loaded.policy.gammas.tolist() == pytest.approx([0.99, 0.975])
+    model.save(tmp_path / "again")
+    assert M3PO.load(tmp_path / "again").policy.gammas.tolist() == pytest.approx([0.99, 0.975])
+    # What the first environments know is not changed
+    assert tiny_model(first, "MultiInputPolicy", gamma="auto").policy.gammas.tolist() == pytest.approx([0.95, 0.975])
+
+
 def test_a_number_stands_and_is_loaded(tmp_path: Path) -> None:
     model = M3PO("MlpPolicy", "Pendulum-v1", gamma=0.9)
     assert model.policy.gammas.tolist() == pytest.approx([0.9])

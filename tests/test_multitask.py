@@ -593,6 +593,11 @@ def test_a_tail_that_is_no_one_hot_is_refused() -> None:
     with pytest.raises(ValueError, match=r"environment 0 ends in .* no one-hot of n_tasks=2"):
         model.learn(16)
     assert model.replay_buffer.size() == 0
+    for tail in ([0.0, 0.0], [1.0, 1.0], [0.3, 0.2]):
+        with pytest.raises(ValueError, match="which is no one-hot of 2 tasks"):
+            model.predict(np.array([*np.zeros(model.observation_space.shape[0] - 2), *tail], np.float32))  # type: ignore[index]
+    with pytest.raises(ValueError, match=r"one-hot in the observations \(n_tasks=\), which can't grow"):
+        model.add_tasks(grown_env("new"))
 
 
 def test_tasks_are_saved(tmp_path: Any) -> None:
@@ -678,6 +683,7 @@ def test_a_grown_model_goes_on(names: tuple[str, ...], tmp_path: Any) -> None:
     before = model.policy.world_model.task_embedding.clone()
     model.learn(64 * len(names), reset_num_timesteps=False)
     assert model._n_updates > updates
+    assert (model.policy.lag_correlation != 0).all(), "measured of the new task, too"
     assert (model.policy.world_model.task_embedding[2] != before[2]).all()
     model.save(tmp_path / "grown")
     loaded = M3PO.load(tmp_path / "grown", env=grown_env(*names))
@@ -727,6 +733,15 @@ def test_tasks_that_do_not_fit_are_refused(env: Callable[[], VecEnv], train: str
     with pytest.raises(ValueError, match=message):
         model.add_tasks(env(), train=train)
     assert model.task_table == TABLE
+
+
+def test_tasks_of_too_many_environments_leave_the_model_as_it_was() -> None:
+    model = tiny_model(two_targets(), "MultiInputPolicy", buffer_size=12)
+    before = {name: value for name, value in vars(model).items()}
+    with pytest.raises(ValueError, match=r"fit into the memory's 2 steps"):
+        model.add_tasks(grown_env(*["new"] * 6))
+    assert all(value is before[name] for name, value in vars(model).items())
+    model.learn(32)
 
 
 @pytest.mark.parametrize(

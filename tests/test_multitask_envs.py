@@ -74,11 +74,11 @@ class Echo(gym.Env):
 
 
 class Mortal(Echo):
-    """:param at: Where its process dies, unless that is the one which starts the others: in "make" or in "reset" """
+    """:param at: Where its process dies, unless that is the one which starts the others: "make", "reset" or "second reset" """
 
     def __init__(self, at: str):
         super().__init__()
-        self.at = at
+        self.at, self.resets = at, 0
         self._live("make")
 
     def _live(self, at: str) -> None:
@@ -86,7 +86,8 @@ class Mortal(Echo):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        self._live("reset")
+        self.resets += 1
+        self._live("second reset" if self.resets == 2 else "reset")
         return super().reset(seed=seed, options=options)
 
 
@@ -469,7 +470,7 @@ def test_what_the_messages_advise_works() -> None:
 
 def test_like_needs_the_same_kind_of_actions() -> None:
     env = make_multitask_vec_env(SMALL)
-    with pytest.raises(ValueError, match=r"few.*Discrete"):
+    with pytest.raises(ValueError, match=r"few.*Discrete.*one agent for each kind"):
         make_multitask_vec_env(FEW, like=env)
 
 
@@ -522,6 +523,18 @@ def test_a_worker_that_dies_is_named_without_a_model() -> None:
     env = VecNormalize(make_multitask_vec_env(tasks, **kwargs), norm_obs_keys=["observation"])
     with pytest.raises(RuntimeError, match=r"environment 1 \(task 'mortal'\) died: .* make it anew"):
         evaluate_per_task(None, env)
+
+
+@pytest.mark.parametrize("evaluates", [False, True])
+def test_a_worker_that_draws_its_tasks_is_named_by_the_last_one(evaluates: bool) -> None:
+    tasks = [Task(Mortal, name, env_kwargs=dict(at="second reset")) for name in ("one", "two")]
+    model = tiny_model(DummyVecEnv([lambda: MultiTaskEnv(tasks)]), "MultiInputPolicy")
+    model.set_env(SubprocVecEnv([lambda: MultiTaskEnv(tasks)], start_method="fork"))
+    with pytest.raises(RuntimeError, match=r"environment 0 \(last seen in task '(one|two)'\) died"):
+        if evaluates:
+            evaluate_per_task(model, model.env, 5)  # type: ignore[arg-type]
+        else:
+            model.learn(100)
 
 
 def test_a_worker_of_gymnasium_that_dies_is_named() -> None:
@@ -761,11 +774,20 @@ def test_adapter_reads_a_one_hot_if_told() -> None:
 
 
 def test_a_model_of_gymnasium_s_environments_takes_in_tasks_of_others() -> None:
-    kinds: dict[str, Any] = dict(observation_space=box(4))  # bounded, of which the last two tell the task
-    env = VectorEnvAdapter(SyncVectorEnv([lambda: Echo(**kinds)] * 2, autoreset_mode=AutoresetMode.SAME_STEP), n_tasks=2)
+    class Tailed(Echo):
+        """Its observation ends in the one-hot of a task."""
+
+        def _observe(self) -> Any:
+            return np.concatenate([super()._observe()[:2], np.eye(2, dtype=np.float32)[0]])
+
+    makers = [lambda: Tailed(box(4))] * 2
+    env = VectorEnvAdapter(SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP), n_tasks=2)
     model = tiny_model(env, "MultiInputPolicy").learn(32)
     model.add_tasks(make_multitask_vec_env(Task(Echo, "new"), like=model))
     assert model.task_table is not None and model.task_table.names == ["task0", "task1", "new"]
+    without = VectorEnvAdapter(SyncVectorEnv([lambda: Echo(box(4))], autoreset_mode=AutoresetMode.SAME_STEP), n_tasks=2)
+    with pytest.raises(ValueError, match=r"environment 0 ends in .* no one-hot of n_tasks=2"):
+        without.reset()
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
@@ -835,6 +857,20 @@ def test_a_meta_world_suite_has_its_tasks_in_their_order() -> None:
     ten = [str(task) for task in expand("Meta-World/MT10")]
     assert expand(Task("Meta-World/MT10", gamma=0.9)) == [Task(name, gamma=0.9) for name in ten]
     assert len(ten) == 10 and ten[0] == "Meta-World/reach-v3" and len(expand(["Meta-World/MT50", "Pendulum-v1"])) == 51
+
+
+def test_goals_of_meta_world_s_own_vector_env_follow_the_seed() -> None:
+    pytest.importorskip("metaworld")
+    env = VectorEnvAdapter(gym.make_vec("Meta-World/MT10", vector_strategy="sync", seed=1))
+
+    def goals(seed: int) -> np.ndarray:
+        env.seed(seed)
+        seen: list[Any] = [env.reset() for _ in range(2)]
+        return np.stack([obs["observation"] for obs in seen])  # (episodes, tasks, 39)
+
+    first, other, again = goals(0), goals(1), goals(0)
+    assert np.array_equal(first, again) and not np.array_equal(first[0], first[1]) and not np.array_equal(first, other)
+    env.close()
 
 
 def test_copies_of_a_meta_world_task_draw_goals_of_their_own() -> None:

@@ -219,6 +219,17 @@ def test_box_noise_remembers_where_observations_are_slow(
     assert set(drawn[model.n_steps :]) == {persistence}
 
 
+def test_slowness_is_that_of_what_has_not_been_learned_yet() -> None:
+    model = tiny_model(RandomEnv(action_space=BOX_ACTION)).learn(96)
+    measured = model.policy.lag_correlation.clone()
+    assert model._n_updates > 0 and abs(measured.item()) < 0.5
+    # A trained policy may run more smoothly
+    model.set_env(Slow(action_space=BOX_ACTION))
+    model.learn(96, reset_num_timesteps=False)
+    assert th.equal(model.policy.lag_correlation, measured)
+    assert model.replay_buffer.lag_correlation().item() > 0.5, "now"
+
+
 @pytest.mark.parametrize("space", [BOX_ACTION, spaces.Discrete(3)], ids=str)
 def test_planned_actions_are_made_of_the_noise_that_remembers(space: spaces.Space, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn, taken, draw = [], [], PersistentNoise.draw

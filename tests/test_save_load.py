@@ -349,7 +349,7 @@ def test_policy_alone_keeps_every_argument(tmp_path: Path) -> None:
     assert {name: parameters[name] for name in OTHER_ARGUMENTS} == OTHER_ARGUMENTS
     assert isinstance(other.features_extractor, ScaledExtractor) and other.features_extractor.factor == 2.0
     assert_same_tensors(dict(policy.state_dict()), dict(other.state_dict()))
-    obs = np.ones((4, 3), np.float32)
+    obs = np.tile(np.array([1, 0, 1], np.float32), (4, 1))  # the last two say the task
     assert np.array_equal(policy.predict(obs, deterministic=True)[0], other.predict(obs, deterministic=True)[0])
     with policy.set_planning(16), other.set_planning(16):
         assert np.array_equal(policy.predict(obs, deterministic=True)[0], other.predict(obs, deterministic=True)[0])

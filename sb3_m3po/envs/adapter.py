@@ -12,6 +12,7 @@ from gymnasium.vector.utils import iterate
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from sb3_m3po.checks import check_one_hots
 from sb3_m3po.discount import TIME_LIMIT, time_limit_of
 from sb3_m3po.envs.action_repeat import check_count
 from sb3_m3po.envs.padding import action_dim
@@ -69,13 +70,18 @@ class VectorEnvAdapter(VecEnv):
         )
 
     def _convert(self, obs: Any, index: int | None = None) -> Any:
-        """As the space has them: all environments' observations, or those of one of them; none that the next step changes."""
+        """
+        As the space has them: all environments' observations, or those of one of them; none that the next step changes.
+
+        :raises ValueError: if they end in no one-hot where one was asked for
+        """
         has_task = isinstance(self.observation_space, spaces.Dict) and "task" in self.observation_space.spaces
         if not has_task or isinstance(obs, dict):
             return _copied(obs)
         own = obs[..., : obs.shape[-1] - self._tail].astype(np.float32)
         if self._tasks is not None:
             return {"observation": own, "task": self._tasks if index is None else self._tasks[index]}
+        check_one_hots(np.atleast_2d(obs), self._tail)
         return {"observation": own, "task": obs[..., -self._tail :].argmax(-1)}
 
     def reset(self) -> Any:
@@ -88,6 +94,9 @@ class VectorEnvAdapter(VecEnv):
                 f"A vector environment is reset with one dict of options for all environments, not {self._options}"
             )
         seeds = None if all(seed is None for seed in self._seeds) else list(self._seeds)
+        if seeds is not None and self._tasks is not None:
+            # Meta-World draws an episode's goal before it could look at the seed of its reset; each task has goals of its own
+            self.venv.unwrapped.call("seed", seeds[0])  # type: ignore[attr-defined]
         obs, infos = self.venv.reset(seed=seeds, options=self._options[0] or None)  # type: ignore[arg-type]
         self.reset_infos = _unbatched(infos, self.num_envs)
         self._succeeded[:] = False

@@ -113,7 +113,10 @@ def find_layout(
         if not isinstance(known, TaskSpace):
             raise ValueError(f"like={like} has no table of tasks: give a model or a vec-env from make_multitask_vec_env")
         if type(action_space) is not type(like.action_space):
-            raise ValueError(f"Tasks {', '.join(table.names)} have {action_space} actions, the model has {like.action_space}")
+            raise ValueError(
+                f"Tasks {', '.join(table.names)} have {action_space} actions, the model has {like.action_space}: train "
+                "one agent for each kind"
+            )
         table, action_space = known.table.with_tasks(specs), like.action_space
         width = like.observation_space["observation"].shape[0]
         expose_masks = expose_masks or "observation_mask" in like.observation_space.spaces
