@@ -35,7 +35,12 @@ PARTS: dict[str, dict[str, list[str]]] = {
         "collect": [],
         "both": [],
     },
-    "world_model": {"on": [], "off": ["--algo", "benchmarks.ablated:ModelFree"]},
+    # Without it neither planner nor policy can look ahead: between, a model that only shapes the latent
+    "world_model": {
+        "on": [],
+        "latent only": ["--algo", "benchmarks.ablated:CriticsAlone", "-p", "plan_rollouts:False"],
+        "off": ["--algo", "benchmarks.ablated:ModelFree"],
+    },
     # Of the policy: the critics' value everywhere, or in half of the states, and a step of the model in the others
     "gain": {"half": [], "critics": ["--algo", "benchmarks.ablated:CriticsAlone"]},
     "target_entropy": {"falling": [], "constant": ["--algo", "benchmarks.ablated:ConstantEntropy"]},
@@ -55,6 +60,8 @@ PARTS: dict[str, dict[str, list[str]]] = {
     "gamma": {"auto": [], **{str(gamma): ["-p", f"gamma:{gamma}"] for gamma in (0.99, 0.995)}},
     "learning_rate": {"0.002 to 0.0002": [], **{str(rate): ["-p", f"learning_rate:{rate}"] for rate in (0.001, 0.002, 0.004)}},
 }
+#: Parts that change nothing where actions are enumerated: there, all values have the runs of the default
+SAMPLED_ONLY, ENUMERATED = ("gain", "target_entropy"), "LunarLander-v3"
 #: Values that are the planner's evaluations in the runs of another value
 PLANNED = {"predict": "none", "both": "collect"}
 #: What of these are the defaults
@@ -88,12 +95,15 @@ def variant(part: str, value: str) -> str:
     return "ablation" if DEFAULTS[part] == value else f"ablation,{part}={value.replace(', ', '-').replace(' ', '-')}"
 
 
-def label(part: str, value: str) -> str:
+def label(part: str, value: str, env_id: str) -> str:
     """
     :param part: a key of ``PARTS``
     :param value: one of its values
+    :param env_id: an environment
     :return: what the folder of its results is called
     """
+    if part in SAMPLED_ONLY and env_id == ENUMERATED:
+        value = DEFAULTS[part]
     options = PARTS[part][value]
     algo = options[options.index("--algo") + 1].rpartition(":")[-1] if "--algo" in options else "m3po"
     return f"{algo}-{variant(part, value)}"
@@ -114,8 +124,11 @@ def commands(parts: list[str], seeds: list[int]) -> list[tuple[str, list[str]]]:
             # All runs of the planner's part are evaluated with it too, and so are the defaults, whatever they are run for
             planned = ["--eval-planning", "32", "1"] if part == "planner" or name == "ablation" else []
             for env_id in ENV_IDS:
+                if part in SAMPLED_ONLY and env_id == ENUMERATED and name != "ablation":
+                    continue
                 for seed in seeds:
                     run = ["benchmarks.run", "--env", env_id, "--steps", str(STEPS), "--seeds", str(seed), "--name", name]
+                    run += ["--matmul", "medium"]
                     found[name, env_id, seed] = run + (options if name != "ablation" else []) + planned
     return [(env_id, command) for (_, env_id, _), command in found.items()]
 
@@ -129,7 +142,7 @@ def scores(results: Results, part: str) -> dict[str, np.ndarray]:
     """
     found = {}
     for value in PARTS[part]:
-        curves = [results.curve(label(part, value), env_id) for env_id in ENV_IDS]
+        curves = [results.curve(label(part, value, env_id), env_id) for env_id in ENV_IDS]
         whole = [curve for curve in curves if curve is not None]
         if len(whole) == len(ENV_IDS):
             n_seeds = min(len(curve.scores) for curve in whole)

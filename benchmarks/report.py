@@ -63,15 +63,19 @@ def scores_table(results: Results) -> str:
     :return: interquartile means with 95 % bootstrap intervals, over environments and seeds
     """
     columns = [f"{steps:,} steps" for steps in CHECKPOINTS]
-    lines = header("environments", "agent", "seeds", *columns)
+    lines, missing = header("environments", "agent", "seeds", *columns), []
     for group, ids in GROUPS.items():
         for label in AGENTS:
             curves = whole_group(results, label, ids)
             if curves:
                 scores = stacked([[curve.at(steps) for steps in CHECKPOINTS] for curve in curves])
                 cells = [f"{mean:.2f} ({low:.2f} to {high:.2f})" for mean, low, high in interquartile_means(scores).T]
-                lines.append(row(f"{group} ({len(ids)})", NAMES[label], len(scores), *cells))
-    return "\n".join(lines)
+                most = max(len(curve.scores) for curve in curves)
+                seeds = len(scores) if len(scores) == most else f"{len(scores)} (of {most})"
+                lines.append(row(f"{group} ({len(ids)})", NAMES[label], seeds, *cells))
+            elif all(may_run(label, env_id) for env_id in ids):
+                missing.append(f"{NAMES[label]} in {group}")
+    return with_notes(lines, {"Not run in all of these yet": missing})
 
 
 def whole_group(results: Results, label: str, ids: Iterable[str]) -> list[Curve]:
@@ -250,6 +254,8 @@ def may_run(label: str, env_id: str) -> bool:
     :param env_id: an environment
     :return: whether this agent is run there
     """
+    if label in (M3PO, PLANNED):
+        return True
     return env_id not in env_ids("dmc") if label == PPO else env_id in OFF_POLICY
 
 
@@ -301,7 +307,7 @@ def environments_figure(results: Results, by_steps: bool, path: Path) -> None:
     figure, axes = plt.subplots(4, 5, figsize=(18, 13), layout="constrained")
     for axis, env_id in zip(axes.flat, EVERYWHERE, strict=False):
         for i, label in enumerate(AGENTS):
-            curve = results.curve(label, env_id) if label not in (PPO, *OFF_POLICY_AGENTS) or may_run(label, env_id) else None
+            curve = results.curve(label, env_id) if may_run(label, env_id) else None
             if curve is not None:
                 draw(axis, i, curve.steps if by_steps else curve.cpu_seconds.mean(0), curve.mean, *minmax(curve.scores))
         if by_steps and env_id in env_ids("dmc"):

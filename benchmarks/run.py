@@ -41,6 +41,8 @@ N_EPISODES = 20
 # of each task of several, in turn in so many environments
 N_TASK_EPISODES, N_TASK_COPIES = 10, 2
 EVALUATION_SEED = 100_000_000
+#: Steps between evaluations where agents of different budgets are compared
+_CLOSELY = 5_000
 COLUMNS = (
     *("algo", "variant", "env", "seed", "steps", "mean_reward", "std_reward", "n_episodes"),
     *("wall_seconds", "cpu_seconds", "eval_seconds", "n_updates", "commit", "command", "machine"),
@@ -133,14 +135,21 @@ class Run:
         """
         :param steps: environment steps so far
         :return: when it is evaluated next: at each twentieth of the budget, and a single environment every 5,000 steps up to
-            100,000 anyhow, so that agents of different budgets are looked at as closely there
+            100,000 and at the end anyhow, so that agents of different budgets are looked at as closely there
         """
         interval = self._interval(steps)
-        return min((steps // interval + 1) * interval, self.steps)
+        due = min((steps // interval + 1) * interval, self.steps)
+        return due if steps >= self._last_ones else min(due, self._last_ones)
 
     def _interval(self, steps: int) -> int:
         interval = max(1_000, self.steps // 20)
-        return min(interval, 5_000) if steps < 100_000 and not is_task_set(self.env_id) else interval
+        closely = steps < 100_000 or steps >= self._last_ones
+        return min(interval, _CLOSELY) if closely and not is_task_set(self.env_id) else interval
+
+    @property
+    def _last_ones(self) -> int:
+        """When the last three evaluations of a large budget begin, of which the mean is taken."""
+        return self.steps - 2 * _CLOSELY if self.steps > 20 * _CLOSELY and not is_task_set(self.env_id) else self.steps
 
     @property
     def frames(self) -> int:

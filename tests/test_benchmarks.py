@@ -272,7 +272,8 @@ def test_when_runs_are_evaluated(tmp_path):
     planned: list[list[int]] = []
     assert times(100_000) == list(range(5_000, 100_001, 5_000))
     assert times(8_000) == list(range(1_000, 8_001, 1_000))
-    # An agent with a larger budget is looked at as often up to 100,000
-    assert times(1_000_000) == [*range(5_000, 100_001, 5_000), *range(150_000, 1_000_001, 50_000)]
+    # An agent with a larger budget is looked at as often up to 100,000 and at the end
+    often = [*range(5_000, 100_001, 5_000)]
+    assert times(1_000_000) == [*often, *range(150_000, 950_001, 50_000), 990_000, 995_000, 1_000_000]
     assert planned[0] == [25_000, 50_000, 75_000, 90_000, 95_000, 100_000]
-    assert planned[2] == [250_000, 500_000, 750_000, 900_000, 950_000, 1_000_000]
+    assert planned[2] == [250_000, 500_000, 750_000, 900_000, 950_000, 990_000, 995_000, 1_000_000]

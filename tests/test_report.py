@@ -35,6 +35,13 @@ def test_steps_and_seconds_to_a_score_lie_between_evaluations():
     assert curve.after(3.5) == pytest.approx([0.4, 0.2]) and curve.after(2) == pytest.approx([0.4, 0])
 
 
+def test_what_has_not_learned_reaches_no_score():
+    curve = Curve(np.array([10, 20, 30]), np.array([[0.3, 0.3, 0.9]]), np.array([[1.0, 2, 4]]), n_untrained=1)
+    assert curve.steps_to(0.2) == 20 and curve.seconds_to(0.2) == 2
+    assert curve.steps_to(0.6) == pytest.approx(25)
+    assert Curve(curve.steps, curve.scores, curve.cpu_seconds, n_untrained=3).steps_to(0.2) == np.inf
+
+
 def test_interquartile_means_leave_out_the_outer_quarters_and_are_the_same_again():
     scores = np.array([[[-100.0], [1], [2], [100]], [[-100], [1.2], [2.2], [100]], [[-100], [1.4], [2.4], [100]]])
     found = interquartile_means(scores, 200)
@@ -81,7 +88,7 @@ def record(
     rows = [dict.fromkeys(COLUMNS, 0) | {"algo": algo, "variant": variant, "env": env_id, "seed": seed} for _ in returns]
     for i, (row, mean) in enumerate(zip(rows, returns, strict=True)):
         row["command"] = command
-        row |= {"steps": interval * (i + 1), "mean_reward": mean, "cpu_seconds": cpu * (i + 1)}
+        row |= {"steps": interval * (i + 1), "mean_reward": mean, "cpu_seconds": cpu * (i + 1), "n_updates": i + 1}
     write_rows(folder / label / f"{stem(env_id, seed)}.csv", rows, COLUMNS)
 
 
@@ -103,6 +110,7 @@ def test_report_is_made_from_csv_files_alone(tmp_path, capsys):
     assert "| **median** of 1, 0 of them never reached |  |  |  |  |  | **10.0** |  |  | **4.00** |" in text
     assert "Not compared, because the opponent ends below 0.1: Hopper-v5 (PPO (rl-zoo3's): 0.00)." in text
     assert "Not run yet: CartPole-v1, Acrobot-v1, " in text
+    assert "Not run in all of these yet: M3PO in classic, M3PO, planning in classic, PPO (rl-zoo3's) in classic, " in text
     assert "| dm_control/walker-walk-v0 | 0.896 | 0.960 | 0.886 | > 100,000 | < 1.0 |" in text
     # It was not looked at before 25,000 frames
     assert re.search(r"cheetah-run-v0 \| 0\.\d+ \| 0\.5\d+ \| 0\.6\d+ \| 25,000 \| 4\.0 \|", text)
@@ -126,7 +134,7 @@ def test_an_evaluation_just_after_its_step_counts(tmp_path):
     steps = {"one": [*range(5_000, 100_001, 5_000)], "many": [x + 8 * (x % 10_000 > 0) for x in range(5_000, 100_001, 5_000)]}
     found = []
     for label, mine in steps.items():
-        rows = [{"seed": 0, "command": "", "machine": "", "cpu_seconds": 0, "steps": x} for x in mine]
+        rows = [{"seed": 0, "command": "", "machine": "", "cpu_seconds": 0, "n_updates": 1, "steps": x} for x in mine]
         rows = [row | {"mean_reward": low + (high - low) * row["steps"] / 1e5} for row in rows]
         write_rows(tmp_path / label / f"{stem('LunarLander-v3', 0)}.csv", rows, tuple(rows[0]))
         curve = Results(tmp_path).curve(label, "LunarLander-v3")
@@ -167,13 +175,17 @@ def test_every_environment_has_a_random_score_and_a_reference_above_it():
 def test_ablations_change_one_thing_and_run_the_defaults_once():
     runs = [command for _, command in ablations.commands(list(ablations.PARTS), [0])]
     names = {command[command.index("--name") + 1]: command for command in runs}
-    assert len(runs) == len(names) * len(ablations.ENV_IDS)
-    assert names["ablation"][-5:] == ["--name", "ablation", "--eval-planning", "32", "1"]
+    # Two of them differ only where actions are sampled
+    assert len(runs) == len(names) * len(ablations.ENV_IDS) - len(ablations.SAMPLED_ONLY)
+    medium = ["--matmul", "medium"]
+    assert names["ablation"][-7:] == ["--name", "ablation", *medium, "--eval-planning", "32", "1"]
     assert names["ablation,planner=none"][-5:] == ["-p", "plan_rollouts:False", "--eval-planning", "32", "1"]
-    assert ablations.label("planner", "both") == "m3po-ablation,planned"
-    assert ablations.label("planner", "predict") == "m3po-ablation,planner=none,planned"
+    assert ablations.label("planner", "both", "HalfCheetah-v5") == "m3po-ablation,planned"
+    assert ablations.label("planner", "predict", "HalfCheetah-v5") == "m3po-ablation,planner=none,planned"
+    assert ablations.label("gain", "critics", "LunarLander-v3") == "m3po-ablation"
+    assert names["ablation,world_model=latent-only"][-4:-2] == ["--algo", "benchmarks.ablated:CriticsAlone"]
     assert names["ablation,trust_region=none-256"][-4:] == ["-p", "target_kl:None", "-p", "sync_interval:256"]
-    assert ablations.label("world_model", "off") == "ModelFree-ablation,world_model=off"
+    assert ablations.label("world_model", "off", "HalfCheetah-v5") == "ModelFree-ablation,world_model=off"
     defaults = {name: parameter.default for name, parameter in inspect.signature(M3PO).parameters.items()}
     for part, value in ablations.DEFAULTS.items():
         options = ablations.PARTS[part][value]
