@@ -1,5 +1,6 @@
 """M3PO without one of its parts, to measure what that is worth."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,22 @@ class CriticsAlone(M3PO):
 
     def _learner(self) -> Learner:
         return CriticsAloneLearner.of(self)
+
+
+class UndelayedLearner(Learner):
+    """Its policy is updated with every update of the critics."""
+
+    @classmethod
+    def of(cls, model: Any) -> Learner:
+        """:return: What the next sync period learns with"""
+        return replace(super().of(model), policy_delay=1)
+
+
+class Undelayed(M3PO):
+    """:class:`~sb3_m3po.M3PO` whose policy is updated with every update of the critics."""
+
+    def _learner(self) -> Learner:
+        return UndelayedLearner.of(self)
 
 
 class LastNetworksLearner(Learner):

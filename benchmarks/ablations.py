@@ -44,6 +44,7 @@ PARTS: dict[str, dict[str, list[str]]] = {
     # Of the policy: the critics' value everywhere, or in half of the states, and a step of the model in the others
     "gain": {"half": [], "critics": ["--algo", "benchmarks.ablated:CriticsAlone"]},
     "target_entropy": {"falling": [], "constant": ["--algo", "benchmarks.ablated:ConstantEntropy"]},
+    "policy_delay": {"2": [], "1": ["--algo", "benchmarks.ablated:Undelayed"]},
     "averaging": {"mean": [], "last": ["--algo", "benchmarks.ablated:LastNetworks"]},
     "pessimism": {str(x): ["-p", f"policy_kwargs.pessimism:{x}"] for x in (0.0, 0.5, 1.0)},
     "critics": {str(n): ["-p", f"policy_kwargs.n_critics:{n}"] for n in (2, 5, 10)},
@@ -71,6 +72,7 @@ DEFAULTS = {
     "world_model": "on",
     "gain": "half",
     "target_entropy": "falling",
+    "policy_delay": "2",
     "averaging": "mean",
     "pessimism": "1.0",
     "critics": "2",

@@ -17,7 +17,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from benchmarks.record import commit, machine, write_rows
-from benchmarks.speed import collecting_step, time_calls, time_updates_in_turn
+from benchmarks.speed import collecting_step, past_the_start, time_calls, time_updates_in_turn
 from sb3_m3po import M3PO
 from sb3_m3po.memory import ReplayMemory
 
@@ -82,7 +82,7 @@ def make(n_envs: int = 1, env: dict[str, Any] | None = None, buffer_size: int = 
     vec_env = DummyVecEnv([partial(Noise, **(env or {}))] * n_envs)
     policy = "CnnPolicy" if len(vec_env.observation_space.shape or ()) == 3 else "MlpPolicy"
     model = M3PO(policy, vec_env, buffer_size=buffer_size, learning_starts=1_000, seed=0, device="cpu")
-    model.learn(1_280)
+    past_the_start(model.learn(1_280))
     memory = model.replay_buffer
     while fill and memory.size() < buffer_size:
         seen = np.stack([vec_env.observation_space.sample()] * n_envs)

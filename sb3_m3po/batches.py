@@ -1,5 +1,6 @@
 """What a sync period learns from: sequences as tensors, what the frozen copies say of them, what phase B reads."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -7,6 +8,9 @@ import torch as th
 
 from sb3_m3po.memory import SequenceBatch
 from sb3_m3po.policies import WorldModelPolicy
+
+#: Observations that are evaluated at once: their activations stay in the processor's cache
+_PIECE = 512
 
 
 class Frozen(NamedTuple):
@@ -87,3 +91,23 @@ class Prepared(NamedTuple):
         :return: Some of the samples
         """
         return Prepared(*(x[rows] for x in self))
+
+
+def pieces(n: int) -> Iterator[slice]:
+    """
+    :param n: How many observations
+    :return: Which of them to evaluate at once
+    """
+    return (slice(start, min(start + _PIECE, n)) for start in range(0, n, _PIECE))
+
+
+def by_task(tasks: th.Tensor | None) -> Iterator[tuple[slice | int, slice | th.Tensor]]:
+    """
+    :param tasks: Ids of the samples' tasks, shape ``(batch,)``; ``None`` without tasks
+    :return: Each task's place among what is kept per task, and which samples are of it; all of both without tasks
+    """
+    if tasks is None:
+        yield slice(None), slice(None)
+    else:
+        for task in tasks.unique().tolist():
+            yield task, tasks == task

@@ -11,7 +11,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_m3po.actions import GaussianActions
-from sb3_m3po.batches import Frozen, Prepared, Sequences
+from sb3_m3po.batches import Frozen, Prepared, Sequences, by_task, pieces
 from sb3_m3po.losses import (
     ModelTargets,
     NStep,
@@ -39,10 +39,11 @@ _MIN_Q_RANGE = 0.5
 _Q_RANGE_RATE = 0.7
 #: The same for the median of the gap
 _MEDIAN_RATE = 0.3
+#: Updates of the critics for each one of the policy, which can be no better than they are (TD3, arXiv 1802.09477), and after
+#: how many of them: at the start both change fast
+POLICY_DELAY, DELAYED_AFTER = 2, 5_000
 #: Updates of phase B between two refreshes of the critics' targets
 _TARGET_INTERVAL = 32
-#: Observations that are evaluated at once: their activations stay in the processor's cache
-_PIECE = 512
 
 
 @dataclass
@@ -64,6 +65,7 @@ class Learner:
     :param learn_ent_coef: Whether the temperature is learned
     :param bonus_coef: Today's weight of the discrepancy bonus
     :param progress: Share of the training that lies behind, from 0 to 1
+    :param policy_delay: Updates of the critics for each one of the policy
     """
 
     policy: WorldModelPolicy
@@ -80,6 +82,7 @@ class Learner:
     learn_ent_coef: bool
     bonus_coef: float
     progress: float
+    policy_delay: int
 
     @classmethod
     def of(cls, model: Any) -> "Learner":
@@ -102,6 +105,7 @@ class Learner:
             learn_ent_coef=isinstance(model.ent_coef, str),
             bonus_coef=model.bonus_coef * model._current_progress_remaining,
             progress=1 - model._current_progress_remaining,
+            policy_delay=POLICY_DELAY if model._n_updates > DELAYED_AFTER else 1,
         )
 
     def run(self, n_updates: int) -> dict[str, float]:
@@ -182,13 +186,13 @@ class Learner:
         policy, bar = self.policy, self.policy.bar
         acted = np.union1d(acted, valued)
         states = np.union1d(reached, acted)
-        z = th.cat([policy.encode_bar(self._observations(states[piece])) for piece in _pieces(len(states))])
+        z = th.cat([policy.encode_bar(self._observations(states[piece])) for piece in pieces(len(states))])
         frozen = Frozen(states, z, z.new_full((len(z),), th.nan), z.new_full((len(z), bar.codec.params_dim), th.nan))
         rows = frozen.rows(acted)
-        for piece in _pieces(len(rows)):
+        for piece in pieces(len(rows)):
             frozen.anchor[rows[piece]] = bar.prior(z[rows[piece]])
         rows = frozen.rows(valued)
-        for piece in _pieces(len(rows)):
+        for piece in pieces(len(rows)):
             part, anchor = z[rows[piece]], frozen.anchor[rows[piece]]
             frozen.value[rows[piece]] = bar.at(policy.bar_ratio, part) * self._value(bar, part, anchor)
         return frozen
@@ -261,13 +265,13 @@ class Learner:
 
     def improve_policy(self, batch: Sequences, frozen: Frozen) -> dict[str, float]:
         """
-        Phase B: one critic and policy update per credit, on the encoder as it now is.
+        Phase B: one critic update per credit, some of them with one of the policy, on the encoder as it now is.
 
         :param batch: ``n_updates * batch_size`` sequences of ``n_step_returns`` steps
         :param frozen: What the frozen copies say of them, from :meth:`draw`
         :return: Means of what is logged, by ``train/name`` and ``exploration/name``; the coefficients as they are at the end
         """
-        policy, means, bonus_means = self.policy, Means(), Means()
+        policy, means, policy_means, bonus_means = self.policy, Means(), Means(), Means()
         learned = policy.optimizer.param_groups[0]["params"]
         # The latent does not move: no dropout in it, and batch norm by its running statistics
         policy.set_training_mode(False)
@@ -278,15 +282,20 @@ class Learner:
                 if rows.start and rows.start % target_samples == 0:
                     self._refresh_targets(prepared, batch, rows.start)
                 part = prepared.rows(rows)
-                value_loss, bonus = self._critic_loss(part)
+                loss, bonus = self._critic_loss(part)
+                means.add(value_loss=loss)
+                bonus_means.add(**bonus)
+                if (len(prepared.z) - rows.stop) // self.batch_size % self.policy_delay:
+                    # Not the policy's turn; the last update of a period always is
+                    self._descend(loss, policy.optimizer, learned)
+                    continue
                 policy_loss, terms = self._policy_loss(part)
-                loss = value_loss + policy_loss
+                loss = loss + policy_loss
                 self._descend(loss, policy.optimizer, learned)
                 self._step_coefs(terms, policy.world_model.task_ids(part.z))
-                means.add(loss=loss, value_loss=value_loss, policy_gradient_loss=policy_loss, **self._describe(terms))
-                bonus_means.add(**bonus)
+                policy_means.add(loss=loss, policy_gradient_loss=policy_loss, **self._describe(terms))
         coefs = {"train/ent_coef": policy.log_ent_coef.exp().mean().item(), "train/kl_coef": policy.log_kl_coef.exp().item()}
-        return {**means.read("train"), **coefs, **bonus_means.read("exploration")}
+        return {**means.read("train"), **policy_means.read("train"), **coefs, **bonus_means.read("exploration")}
 
     @th.no_grad()
     def _prepare(self, batch: Sequences, frozen: Frozen) -> Prepared:
@@ -302,7 +311,7 @@ class Learner:
         self._update_q_range(target[first], None if batch.tasks is None else batch.tasks[first])
         z, f, gap = self._encode_transitions(batch, frozen)
         if self.bonus_coef > 0:
-            for task, mine in _by_task(batch.tasks):
+            for task, mine in by_task(batch.tasks):
                 self.policy.gap_median[task] += _MEDIAN_RATE * (gap[mine].median() - self.policy.gap_median[task])
         if isinstance(model.codec, GaussianActions) or not model.codec.enumerable:
             noise, chosen = self._noise(len(z)), z
@@ -325,7 +334,7 @@ class Learner:
             q_mf = q_mf + gamma * (1 - batch.terminated[0, distinct]) * next_value
         needs_features = self.bonus_coef > 0 or not model.codec.enumerable
         parts = []
-        for piece in _pieces(len(states)):
+        for piece in pieces(len(states)):
             z = self.policy.encode(self._observations(states[piece]))
             f = model.features(z, actions[piece]) if needs_features else z
             discount = gamma[piece] if isinstance(gamma, th.Tensor) else gamma
@@ -347,7 +356,7 @@ class Learner:
         rows = slice(start, start + self._target_samples)
         states, drawn = np.unique(self._bootstraps(batch, rows), return_inverse=True)
         model, n_step, values = self.policy.world_model, self._n_step(batch), []
-        for piece in _pieces(len(states)):
+        for piece in pieces(len(states)):
             z = self.policy.encode(self._observations(states[piece]))
             values.append(self._value(model, z, model.prior(z)))
         bootstrap = th.cat(values)[th.as_tensor(drawn, device=z.device)]
@@ -361,7 +370,7 @@ class Learner:
 
     def _update_q_range(self, values: th.Tensor, tasks: th.Tensor | None) -> None:
         """Running 5-95 percentile range of the targets."""
-        for task, mine in _by_task(tasks):
+        for task, mine in by_task(tasks):
             low, high = th.quantile(values[mine], th.tensor([0.05, 0.95], device=values.device))
             self.policy.q_range[task] += _Q_RANGE_RATE * (high - low - self.policy.q_range[task])
 
@@ -406,7 +415,8 @@ class Learner:
                 policy.log_ent_coef.grad = excess * th.as_tensor(self.memory.is_informative, device=excess.device)
             if self.target_kl is not None:
                 policy.log_kl_coef.grad = policy.log_kl_coef.exp() * (self.target_kl - terms.kl.mean())
-            policy.coef_optimizer.step()
+            for _ in range(self.policy_delay):
+                policy.coef_optimizer.step()
             policy.log_kl_coef.clamp_(*np.log(_KL_COEF_RANGE))
             if self.learn_ent_coef:
                 policy.log_ent_coef.clamp_(*np.log(_ENT_COEF_RANGE))
@@ -444,16 +454,3 @@ class Means:
         :return: Means by ``prefix/name``
         """
         return {f"{prefix}/{name}": (value / self._count).item() for name, value in self._sums.items()}
-
-
-def _pieces(n: int) -> Iterator[slice]:
-    return (slice(start, min(start + _PIECE, n)) for start in range(0, n, _PIECE))
-
-
-def _by_task(tasks: th.Tensor | None) -> Iterator[tuple[slice | int, slice | th.Tensor]]:
-    """:return: Each task's place among what is kept per task, and which samples are of it; all of both without tasks"""
-    if tasks is None:
-        yield slice(None), slice(None)
-    else:
-        for task in tasks.unique().tolist():
-            yield task, tasks == task

@@ -7,8 +7,13 @@ import torch as th
 
 
 class _Packed(NamedTuple):
-    """The state of one group of parameters, as the fused kernel takes it; ``steps`` are views of ``counter``."""
+    """
+    Parameters of one group that take their steps together, and their state, as the fused kernel takes it; ``steps`` are views
+    of ``counter``.
+    """
 
+    group: dict[str, Any]
+    params: list[th.Tensor]
     exp_avgs: list[th.Tensor]
     exp_avg_sqs: list[th.Tensor]
     steps: list[th.Tensor]
@@ -27,7 +32,7 @@ class FusedAdamW(th.optim.AdamW):
     :param weight_decay: Weight decay, decoupled from the gradient
     """
 
-    _packed: list[_Packed] | None = None
+    _packed: tuple[_Packed, ...] = ()
     #: The state that was gathered: one that is loaded is another object
     _packed_of: dict[th.Tensor, Any] | None = None
 
@@ -49,41 +54,51 @@ class FusedAdamW(th.optim.AdamW):
         :param closure: See :class:`torch.optim.AdamW`
         :return: What the closure returns
         """
-        gradients = [[parameter.grad for parameter in group["params"]] for group in self.param_groups]
-        n_gradients = sum(gradient is not None for group in gradients for gradient in group)
-        if closure is not None or not n_gradients == len(self.state) == sum(map(len, gradients)):
-            # The first step, which makes the state, or not all parameters take part
-            self._packed = None
+        moving = [parameter for group in self.param_groups for parameter in group["params"] if parameter.grad is not None]
+        if closure is not None or any(parameter not in self.state for parameter in moving):
+            # It makes the state of those that move for the first time
             return super().step(closure)
-        if self._packed is None or self._packed_of is not self.state:
-            self._packed, self._packed_of = [self._pack(group["params"]) for group in self.param_groups], self.state
-        for group, grads, packed in zip(self.param_groups, gradients, self._packed, strict=True):
+        for packed in self._pack(len(moving)):
             packed.counter.add_(1)
             th._fused_adamw_(
-                group["params"],
-                grads,
+                packed.params,
+                [parameter.grad for parameter in packed.params],  # type: ignore[misc]
                 packed.exp_avgs,
                 packed.exp_avg_sqs,
                 [],
                 packed.steps,
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
+                lr=packed.group["lr"],
+                beta1=packed.group["betas"][0],
+                beta2=packed.group["betas"][1],
+                weight_decay=packed.group["weight_decay"],
+                eps=packed.group["eps"],
                 amsgrad=False,
                 maximize=False,
             )
         return None
 
-    def _pack(self, params: list[th.Tensor]) -> _Packed:
+    def _pack(self, n_moving: int) -> list[_Packed]:
+        """:return: All parameters that have a gradient, as few lists as they take their steps in"""
+        if self._packed_of is not self.state:
+            self._packed, self._packed_of = (), self.state
+        gradients = [[parameter.grad is not None for parameter in packed.params] for packed in self._packed]
+        if any(any(some) and not all(some) for some in gradients):
+            # Their ways have parted
+            self._packed, gradients = (), []
+        moving = [packed for packed, some in zip(self._packed, gradients, strict=True) if all(some)]
+        if sum(len(packed.params) for packed in moving) < n_moving:
+            known = {id(parameter) for packed in self._packed for parameter in packed.params}
+            new = [self._packed_group(group, known) for group in self.param_groups]
+            self._packed += tuple(packed for packed in new if packed.params)
+            moving += [packed for packed in new if packed.params]
+        return moving
+
+    def _packed_group(self, group: dict[str, Any], known: set[int]) -> _Packed:
+        """:return: Parameters of a group that move and are not known yet"""
+        params = [parameter for parameter in group["params"] if parameter.grad is not None and id(parameter) not in known]
         states = [self.state[parameter] for parameter in params]
-        counter = th.stack([state["step"] for state in states])
+        counter = th.stack([state["step"] for state in states]) if states else th.zeros(0)
         for state, step in zip(states, counter.unbind(), strict=True):
             state["step"] = step
-        return _Packed(
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [state["step"] for state in states],
-            counter,
-        )
+        means, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+        return _Packed(group, params, means, squares, steps, counter)

@@ -339,6 +339,40 @@ def test_in_a_much_larger_unit_all_targets_come_from_the_frozen_copies(
     assert refreshed == refreshes and made[0].target.isfinite().all()
 
 
+@pytest.mark.parametrize(("delay", "n_updates", "delayed"), [(1, 6, 6), (2, 6, 3), (2, 5, 3), (2, 1, 1)])
+def test_policy_is_updated_as_often_as_told(delay: int, n_updates: int, delayed: int) -> None:
+    setup = Setup(ACTIONS["box"])
+    setup.learner.policy_delay, policy = delay, setup.policy
+
+    def steps(optimizer: th.optim.Optimizer, parameter: th.Tensor) -> int:
+        return int(optimizer.state.get(parameter, {"step": 0})["step"])
+
+    model = policy.world_model
+    learned = (
+        (policy.optimizer, model.critics.weights[0]),
+        (policy.optimizer, model.actor[-1].weight),
+        (policy.model_optimizer, model.heads.weight),
+        (policy.coef_optimizer, policy.log_kl_coef),
+    )
+    before = [steps(*one) for one in learned]
+    setup.learner.run(n_updates)
+    taken = [steps(*one) - old for one, old in zip(learned, before, strict=True)]
+    assert taken == [n_updates, delayed, n_updates, delay * delayed]
+
+
+def test_policy_is_delayed_after_the_first_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    delays, of = [], Learner.of
+
+    def recorded(model: Any) -> Learner:
+        delays.append(of(model).policy_delay)
+        return of(model)
+
+    monkeypatch.setattr("sb3_m3po.learner.DELAYED_AFTER", 16)
+    monkeypatch.setattr(Learner, "of", recorded)
+    tiny_model(randoms(action_space=ACTIONS["box"]), sync_interval=8).learn(64)
+    assert delays[:4] == [1, 1, 2, 2]
+
+
 @th.no_grad()
 def test_refreshed_targets_bootstrap_from_the_critics_as_they_are() -> None:
     setup = Setup(ACTIONS["discrete"])

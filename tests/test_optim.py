@@ -64,6 +64,17 @@ def test_a_parameter_that_never_takes_part() -> None:
     assert_equal(*optimizers)
 
 
+def test_some_parameters_move_less_often() -> None:
+    optimizers = pair()
+    for optimizer in optimizers:
+        for seed, without in enumerate((0, None, 0, None, 0, 2, None, 0, None)):
+            take_steps(optimizer, 1, seed, without)
+    assert_equal(*optimizers)
+    mine = optimizers[0]
+    # After their ways have parted for the last time, each way has a list of its own in its group
+    assert sorted(len(packed.params) for packed in mine._packed) == [1, 1, 1]
+
+
 def test_goes_on_after_loading() -> None:
     mine, torchs = pair()
     take_steps(mine, 4)

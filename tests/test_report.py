@@ -11,7 +11,7 @@ import torch as th
 from gymnasium import spaces
 
 from benchmarks import ablations, report, scaling, speed, suite
-from benchmarks.ablated import ConstantEntropy, CriticsAlone, LastNetworks, ModelFree
+from benchmarks.ablated import ConstantEntropy, CriticsAlone, LastNetworks, ModelFree, Undelayed
 from benchmarks.algorithms import apply_overrides
 from benchmarks.curves import Curve, Results, interquartile_means, median_with_bounds
 from benchmarks.record import read_rows, stem, write_rows
@@ -238,6 +238,18 @@ def test_without_a_part_of_the_policy_s_objective_it_learns_otherwise(without):
         model.learn(128)
         actors.append(th.cat([p.flatten() for p in model.policy.world_model.actor.parameters()]))
     assert actors[0].equal(actors[1]) and not actors[0].equal(actors[2])
+
+
+@pytest.mark.parametrize(("cls", "share"), [(M3PO, 0.5), (Undelayed, 1.0)])
+def test_policy_without_delay(cls, share, monkeypatch):
+    monkeypatch.setattr("sb3_m3po.learner.DELAYED_AFTER", 0)
+    model = cls("MlpPolicy", "Pendulum-v1", learning_starts=64, batch_size=32, sync_interval=32, n_steps=64, device="cpu")
+    optimizer = model.learn(128).policy.optimizer
+    actor, critic = (
+        optimizer.state[p]["step"].item()
+        for p in (model.policy.world_model.actor[-1].bias, model.policy.world_model.critics.biases[0])
+    )
+    assert critic == model._n_updates > 0 and actor == share * critic
 
 
 @pytest.mark.parametrize("cls", [M3PO, LastNetworks])
