@@ -88,9 +88,9 @@ class FusedAdamW(th.optim.AdamW):
         moving = [packed for packed, some in zip(self._packed, gradients, strict=True) if all(some)]
         if sum(len(packed.params) for packed in moving) < n_moving:
             known = {id(parameter) for packed in self._packed for parameter in packed.params}
-            new = [self._packed_group(group, known) for group in self.param_groups]
-            self._packed += tuple(packed for packed in new if packed.params)
-            moving += [packed for packed in new if packed.params]
+            new = [packed for group in self.param_groups if (packed := self._packed_group(group, known)).params]
+            self._packed += tuple(new)
+            moving += new
         return moving
 
     def _packed_group(self, group: dict[str, Any], known: set[int]) -> _Packed:
