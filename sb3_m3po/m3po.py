@@ -395,7 +395,8 @@ class M3PO(OnPolicyAlgorithm):
             obs = self._last_original_obs  # type: ignore[assignment]
             next_obs, rewards = original_observations(self.env, vec_normalize), vec_normalize.get_original_reward()
             self._last_original_obs = next_obs  # type: ignore[assignment]
-        truncated = dones & np.array([info.get("TimeLimit.truncated", False) for info in infos], bool)
+        # Some VecEnvs give infos only where an episode ended
+        truncated = np.array([done and infos[i].get("TimeLimit.truncated", False) for i, done in enumerate(dones)], bool)
         rollout_rewards = np.array(rewards, dtype=np.float32)
         ended = [i for i in np.flatnonzero(dones).tolist() if infos[i].get("terminal_observation") is not None]
         if ended:
@@ -440,8 +441,7 @@ class M3PO(OnPolicyAlgorithm):
         # Of what has not been learned yet: a trained policy may run more smoothly
         unknown = self.policy.lag_correlation == 0 if self._n_updates else slice(None)
         self.policy.lag_correlation[unknown] = th.as_tensor(self.replay_buffer.lag_correlation()).float()[unknown]
-        ready = self.replay_buffer.is_enough(self.learning_starts)
-        while ready and self._update_credits >= self.sync_interval:
+        while self._update_credits >= self.sync_interval and self.replay_buffer.is_enough(self.learning_starts):
             self._update_credits -= self.sync_interval
             self._sync()
             self._n_updates += self.sync_interval
