@@ -72,7 +72,7 @@ class TaskEvalCallback(EvalCallback):
             warn,
         )
         self.bounds, self.task_key = bounds, task_key
-        self._best = (-np.inf, -np.inf)
+        self._best = (False, -np.inf, -np.inf)
         self.evaluations_tasks: list[list[float]] = []
 
     def _init_callback(self) -> None:
@@ -159,9 +159,11 @@ class TaskEvalCallback(EvalCallback):
         if len(scores) < len(self.names):
             # Not to be compared: a task was never drawn
             return True
-        if (scores.iqm, scores.mean_score) <= self._best:
+        # Comparable ones count more than returns as they are, where a task tells its first success
+        found = scores.are_comparable, scores.iqm, scores.mean_score
+        if found <= self._best:
             return True
-        self._best = scores.iqm, scores.mean_score
+        self._best = found
         if self.verbose >= 1:
             print("New best interquartile mean!")
         if self.best_model_save_path is not None:

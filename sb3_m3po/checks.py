@@ -327,7 +327,9 @@ def warn_of_no_update(model: Any) -> None:
     memory: ReplayMemory = model.replay_buffer
     if model._n_updates > 0:
         return
-    if memory.is_enough(model.learning_starts):
+    if memory.is_enough(model.learning_starts) and model._update_credits >= model.sync_interval:
+        reason = "updates follow full rollouts, and a callback stopped each of them before its end: pass a smaller n_steps"
+    elif memory.is_enough(model.learning_starts):
         reason = (
             f"{model._update_credits:g} updates are due, of sync_interval={model.sync_interval} that are done at a time. "
             "Learn for longer, or pass a smaller sync_interval or a larger utd_ratio"

@@ -48,8 +48,11 @@ def common_time_limit(env: VecEnv) -> int | None:
     :param env: Environments
     :return: Of :func:`time_limit_of`, the longest of them; ``None`` if one has none
     """
-    # Asked for first: a worker of SubprocVecEnv does not survive the question for what it has not
-    limits = [_as_limit(value) for value in env.get_attr(TIME_LIMIT)] if env.has_attr(TIME_LIMIT) else []
+    try:
+        # Asked for first: a worker of SubprocVecEnv does not survive the question for what it has not
+        limits = [_as_limit(value) for value in env.get_attr(TIME_LIMIT)] if env.has_attr(TIME_LIMIT) else []
+    except NotImplementedError:  # SB3 needs no more than ``render_mode`` of a VecEnv's attributes
+        return None
     known = [limit for limit in limits if limit is not None]
     return max(known) if known and len(known) == len(limits) else None
 

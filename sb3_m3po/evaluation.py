@@ -13,7 +13,8 @@ from sb3_m3po.checks import dead_workers_named
 from sb3_m3po.tasks import ModelView, TaskReader, reader_for
 
 _BOUNDS = "give (return that counts as 0, return that counts as 1) for every task, or leave bounds out"
-#: Episodes for each task of an environment that draws them, after which one that never came up is given up
+#: Episodes for each task of an environment that draws them, after which one that never came up is given up; with as many
+#: times those that are wanted of each, one that came up too rarely
 _PATIENCE = 20
 
 
@@ -58,14 +59,14 @@ def bootstrap_interval(
     return found["all"]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class TaskScores(Mapping[str, float]):
     """
     Episodes of each task; as a mapping, its mean reward.
 
     :param returns: By task's name: the rewards of each episode, shape ``(n_episodes,)``
     :param lengths: Likewise their lengths in steps
-    :param successes: Likewise whether each succeeded, of the tasks that say so
+    :param successes: Likewise whether each succeeded, of the tasks that say so; an episode that does not say so has not
     :param bounds: By task's name: the returns that count as 0 and as 1
     """
 
@@ -284,11 +285,12 @@ class _Counter:
     def wants_more(self) -> bool:
         if self.counts.any() or not self.drawn:
             return bool(self.counts.any() or (self.left > 0).any())
-        hopeless = self.n_played >= _PATIENCE * len(self.episodes)
-        return any(begun < self.n_episodes and not (hopeless and not begun) for begun in self.begun.tolist())
+        rounds = self.n_played / (_PATIENCE * len(self.episodes))
+        return any(begun < self.n_episodes and rounds < (self.n_episodes if begun else 1) for begun in self.begun.tolist())
 
     def scores(self, names: list[str], bounds: Mapping[str, tuple[float, float]] | None) -> TaskScores:
-        columns = {name: list(zip(*played, strict=True)) for name, played in zip(names, self.episodes, strict=True) if played}
-        successes = {name: np.array(c[2], float) for name, c in columns.items() if all(x is not None for x in c[2])}
+        whole = [(name, played) for name, played in zip(names, self.episodes, strict=True) if len(played) == self.n_episodes]
+        columns = {name: list(zip(*played, strict=True)) for name, played in whole}
+        successes = {name: np.array(c[2]).astype(bool).astype(float) for name, c in columns.items() if set(c[2]) != {None}}
         returns, lengths = ({name: np.array(c[i]) for name, c in columns.items()} for i in (0, 1))
         return TaskScores(returns, lengths, successes, bounds)

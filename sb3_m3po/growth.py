@@ -9,7 +9,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_m3po.checks import check_capacity, check_environment
 from sb3_m3po.nets import RunningNorm
@@ -22,8 +22,8 @@ def check_growth(model: Any, env: VecEnv, train: str) -> None:
     :param model: An M3PO model
     :param env: Environments with a larger table
     :param train: What is to learn from now on
-    :raises ValueError: if they have not the model's widths, their table does not begin with the model's, or there are too many
-        of them for its memory
+    :raises ValueError: if they have not the model's widths, their table does not begin with the model's, only one of both has
+        VecNormalize, or there are too many of them for its memory
     """
     observation_space, action_space = env.observation_space, env.action_space
     if train not in ("all", "new"):
@@ -49,6 +49,11 @@ def check_growth(model: Any, env: VecEnv, train: str) -> None:
             f"New tasks must fit the model's widths. Observations: {found.seen(observation_space)}, the model has "
             f"{known.seen(model.observation_space)}. Actions: {action_space}, the model has {model.action_space}. Give a "
             "model room from the start by make_multitask_vec_env(..., observation_dim=..., action_dim=...)"
+        )
+    if model.env is not None and (unwrap_vec_normalize(env) is None) != (model.get_vec_normalize_env() is None):
+        raise ValueError(
+            "The model's environments and the new ones must both be in a VecNormalize, or none: what is known was learned "
+            "from observations of its scale. For its statistics: VecNormalize.load(path, env)"
         )
     check_capacity(model, env.num_envs)
 

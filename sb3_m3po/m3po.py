@@ -187,8 +187,9 @@ class M3PO(OnPolicyAlgorithm):
         check_classes(self)
         check_numbers(self)
         self._setup_lr_schedule()
-        self._generator, self._rng = th.Generator(), np.random.default_rng()
-        self._generator.seed()  # a new one always starts from the same seed
+        # Without a seed they follow the global generators, as all else in SB3 does
+        self._rng = np.random.default_rng(np.random.randint(2**31))
+        self._generator = th.Generator().manual_seed(int(th.randint(2**31, ())))
         self.set_random_seed(self.seed)
         self.rollout_buffer_class = buffer_class = self.rollout_buffer_class or (
             HybridDictRolloutBuffer if isinstance(self.observation_space, spaces.Dict) else HybridRolloutBuffer
@@ -395,7 +396,6 @@ class M3PO(OnPolicyAlgorithm):
             obs = self._last_original_obs  # type: ignore[assignment]
             next_obs, rewards = original_observations(self.env, vec_normalize), vec_normalize.get_original_reward()
             self._last_original_obs = next_obs  # type: ignore[assignment]
-        # Some VecEnvs give infos only where an episode ended
         truncated = np.array([done and infos[i].get("TimeLimit.truncated", False) for i, done in enumerate(dones)], bool)
         rollout_rewards = np.array(rewards, dtype=np.float32)
         ended = [i for i in np.flatnonzero(dones).tolist() if infos[i].get("terminal_observation") is not None]
@@ -409,7 +409,7 @@ class M3PO(OnPolicyAlgorithm):
                         value = self.policy.predict_values(last).item()
                     rollout_rewards[i] += self.policy.of_task(self.policy.gammas, last).item() * value
                 put(next_obs, i, final if vec_normalize is None else vec_normalize.unnormalize_obs(final))
-        self.replay_buffer.add(obs, actions, rewards, next_obs, dones & ~truncated, truncated)
+        self.replay_buffer.add(obs, actions, rewards, next_obs, np.asarray(dones, bool) & ~truncated, truncated)
         self._update_credits += self.utd_ratio * self.n_envs
         return rollout_rewards
 

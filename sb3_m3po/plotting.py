@@ -44,7 +44,7 @@ def plot_task_heatmap(
 
     :param evaluations: Path to the ``evaluations.npz`` of a :class:`~sb3_m3po.callbacks.TaskEvalCallback` or to its folder, or
         a mapping with its ``timesteps`` ``(n_evaluations,)``, ``tasks``, ``task_results`` ``(n_evaluations, n_tasks)`` and, if
-        there are any, ``successes`` of that shape
+        there are any, ``successes``, of that shape or with the tasks' episodes one behind another
     :param bounds: By task's name: the returns that count as 0 and as 1; by default, where returns are shown, a task's lowest
         and highest
     :return: One row for each task, one column for each evaluation
@@ -84,7 +84,8 @@ def _evaluations(source: Any) -> tuple[list[str], np.ndarray, np.ndarray, np.nda
         )
     results = np.asarray(source["task_results"], float)
     successes = np.asarray(source["successes"], float) if "successes" in source else np.full_like(results, np.nan)
-    return [str(name) for name in source["tasks"]], np.asarray(source["timesteps"]), results, successes
+    rates = successes.reshape(*results.shape, -1).mean(-1)
+    return [str(name) for name in source["tasks"]], np.asarray(source["timesteps"]), results, rates
 
 
 # ------------------------------------------------------------------ embeddings

@@ -11,7 +11,7 @@ import torch as th
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from torch.distributions import Categorical, Independent, Normal, TanhTransform, TransformedDistribution, kl_divergence
 
 from sb3_m3po import M3PO
@@ -733,6 +733,23 @@ def test_tasks_that_do_not_fit_are_refused(env: Callable[[], VecEnv], train: str
     with pytest.raises(ValueError, match=message):
         model.add_tasks(env(), train=train)
     assert model.task_table == TABLE
+
+
+def test_new_tasks_are_normalised_as_the_known_ones_or_refused(tmp_path: Any) -> None:
+    def normalised(env: VecEnv) -> VecNormalize:
+        return VecNormalize(env, norm_reward=False, norm_obs_keys=["observation"])
+
+    model = tiny_model(normalised(two_targets()), "MultiInputPolicy")
+    with pytest.raises(ValueError, match=r"both be in a VecNormalize, or none.*VecNormalize\.load\(path, env\)"):
+        model.add_tasks(grown_env("new"))
+    assert model.task_table == TABLE
+    with pytest.raises(ValueError, match="both be in a VecNormalize, or none"):
+        tiny_model(two_targets(), "MultiInputPolicy").add_tasks(normalised(grown_env("new")))
+    # Where the model has no environments nothing is known of them
+    model.save(tmp_path / "model")
+    for grown in (model, M3PO.load(tmp_path / "model")):
+        grown.add_tasks(normalised(grown_env("new")))
+        assert grown.task_table == GROWN
 
 
 def test_tasks_of_too_many_environments_leave_the_model_as_it_was() -> None:

@@ -262,6 +262,58 @@ def test_a_task_may_repeat_its_actions(at: int) -> None:
     assert env.envs[0].unwrapped.received == [0.5] * 3 + [-0.25] * 2
 
 
+class Sparse(Echo):
+    """Tells a success only in the step in which it happens, and in every second episode."""
+
+    episode = 0
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        *outcome, info = super().step(action)
+        succeeds = bool(info.pop("success")) and self.episode % 2 == 0
+        self.episode += outcome[2]
+        return *outcome, {"success": True} if succeeds else {}
+
+
+@pytest.mark.parametrize("at", [2, 4])
+def test_success_that_is_told_once_is_not_lost(at: int) -> None:
+    envs: Any = make_multitask_vec_env(Task(Sparse, env_kwargs=dict(success_at=at)))
+    envs.reset()
+    infos = [envs.step(np.zeros((1, 1)))[3][0] for _ in range(16)]
+    assert [info.get("is_success") for info in infos[3::4]] == [True, False, True, False]
+    adapter: Any = VectorEnvAdapter(gym.vector.SyncVectorEnv([lambda: Sparse(success_at=at)] * 2))
+    adapter.reset()
+    infos = [info for _ in range(16) for info in adapter.step(np.zeros((2, 1)))[3] if "terminal_observation" in info]
+    assert [info.get("is_success") for info in infos] == [True, True, False, False] * 2
+
+
+def test_an_observation_of_another_length_is_named() -> None:
+    class Grows(Echo):
+        def _observe(self) -> Any:
+            return np.zeros(1 + 2 * (self.t > 1), np.float32)
+
+    env = make_multitask_vec_env(
+        [Task(Grows, "grows"), Task(Echo, "wide", env_kwargs=dict(observation_space=spaces.Box(-1, 1, (3,))))]
+    )
+    env.reset()
+    env.step(np.zeros((2, 1)))
+    with pytest.raises(ValueError, match=r"'grows' gave an observation of 3 numbers, but its observation_space .* has 1"):
+        env.step(np.zeros((2, 1)))
+
+
+@pytest.mark.parametrize(
+    ("task", "error", "message"),
+    [
+        (Task(lambda size: Echo(), "needs"), RuntimeError, r"Task 'needs' could not be made: TypeError: .*missing.*'size'"),
+        (Task("Pendulum-v1", "odd", env_kwargs=dict(foo=1)), ValueError, r"Task 'odd': .*unexpected keyword argument 'foo'"),
+        (Task("Meta-World/reach-v3", env_kwargs=dict(foo=1)), ValueError, r"Task 'Meta-World/reach-v3': .* argument 'foo'"),
+    ],
+    ids=["callable", "id", "meta-world"],
+)
+def test_a_task_that_can_not_be_made_is_named(task: Task, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make_multitask_vec_env([SMALL, task])
+
+
 def test_success_is_left_out_where_no_task_says_so() -> None:
     env = make_multitask_vec_env(SMALL)
     env.reset()

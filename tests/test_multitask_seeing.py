@@ -422,6 +422,40 @@ def test_a_task_that_was_never_drawn_is_told_by_nan(tmp_path: Path) -> None:
     assert plot_task_heatmap(tmp_path).axes
 
 
+def test_successes_count_more_than_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that tells its first success in the second evaluation has an IQM of another unit from then on."""
+    returns, callback = {"a": np.array([50.0])}, TaskEvalCallback(make_multitask_vec_env(TWO), verbose=0)
+    callback.names = ["a"]
+    best = []
+    for successes in ({}, {"a": np.zeros(1)}, {}, {"a": np.ones(1)}, {"a": np.zeros(1)}):
+        callback._keep_if_best(TaskScores(returns, {}, successes))
+        best.append(callback.best_mean_reward)
+    assert best == [50.0, 0.0, 0.0, 1.0, 1.0]
+
+
+def test_an_episode_that_tells_no_success_has_none() -> None:
+    class Silent(Known):
+        def step(self, action: Any) -> Any:
+            *outcome, info = super().step(action)
+            return *outcome, {"is_success": True} if info.get("is_success") else {}
+
+    env = make_multitask_vec_env(Task(Silent, "a", env_kwargs=dict(succeeds=(True, False, False))))
+    scores = evaluate_per_task(Still(env), env, n_eval_episodes=4)
+    assert scores.successes["a"].tolist() == [1, 0, 0, 1] and scores.are_comparable
+    assert scores == {"a": scores["a"]} and scores in [scores]
+
+
+def test_a_task_that_comes_up_no_more_is_given_up() -> None:
+    class Once(Drawing):
+        def _observe(self) -> Any:
+            return {"observation": np.zeros(2, np.float32), "task": int(self.episode > 0)}
+
+    once = Once([0], 2)
+    scores = evaluate_per_task(Still(DummyVecEnv([lambda: once])), DummyVecEnv([lambda: once]), n_eval_episodes=2)
+    assert list(scores) == ["task1"] and len(scores.returns["task1"]) == 2
+    assert once.episode < 100
+
+
 def test_the_best_model_is_that_of_the_best_iqm(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second has the highest mean, by one lucky task; the third the best middle half."""
     found = [[0.0, 0.0, 0.0, 0.0], [0.0, 0.1, 0.1, 9.0], [0.5, 0.5, 0.5, 0.5], [0.4, 0.4, 0.4, 3.0]]
@@ -573,6 +607,19 @@ def test_heatmap_shows_successes_where_all_tasks_tell_them() -> None:
     # A task that was not drawn is told by neither
     figure = plot_task_heatmap(data | dict(task_results=[[1.0, nan], [2.0, 5.0]], successes=[[0.0, nan], [1.0, 1.0]]))
     assert figure.axes[1].get_ylabel() == "success rate"
+
+
+@pytest.mark.parametrize("n_episodes", [1, 2])
+def test_heatmap_shows_what_the_callback_wrote(tmp_path: Path, n_episodes: int) -> None:
+    tasks = [TWO[0], known("other", length=4, succeeds=(True, True, False, False))]
+    model = tiny_model(make_multitask_vec_env(tasks), "MultiInputPolicy", learning_starts=10_000)
+    env = make_multitask_vec_env(tasks)
+    model.learn(64, callback=TaskEvalCallback(env, eval_freq=8, n_eval_episodes=n_episodes, log_path=str(tmp_path), verbose=0))
+    figure = plot_task_heatmap(tmp_path)
+    assert figure.axes[1].get_ylabel() == "success rate"
+    # Of the short task every third episode begins an evaluation (every fifth), of the other one every second (third)
+    expected = {1: [[1, 0, 1, 0], [1, 0, 1, 0]], 2: [[0.5] * 4, [1, 0.5, 0, 0.5]]}[n_episodes]
+    assert np.asarray(figure.axes[0].images[0].get_array()).tolist() == expected
 
 
 def written(folder: Path, names: list[str] = ["a", "b"]) -> dict[str, Any]:  # noqa: B006

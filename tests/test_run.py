@@ -15,6 +15,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_m3po import M3PO
@@ -90,6 +91,9 @@ def test_a_training_without_an_update_is_told() -> None:
     assert model._n_updates == 0
     with pytest.warns(UserWarning, match=r"Nothing was learned yet: 16 updates are due, of sync_interval=64"):
         tiny_model(counters(), sync_interval=64).learn(32)
+    with pytest.warns(UserWarning, match=r"Nothing was learned yet: updates follow full rollouts, .* pass a smaller n_steps"):
+        model = tiny_model(counters(), n_steps=32)
+        model.learn(32, callback=_Call(lambda: model.num_timesteps < 20))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         # Asked for, or learning at last
@@ -153,6 +157,27 @@ class _Call(BaseCallback):
 
     def _on_step(self) -> bool:
         return self.function() is not False
+
+
+class Sparing(DummyVecEnv):
+    """Gives what SB3's PPO asks of a VecEnv, and no more."""
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        if attr_name != "render_mode":
+            raise NotImplementedError(attr_name)
+        return super().get_attr(attr_name, indices)
+
+    def step_wait(self) -> Any:
+        obs, rewards, dones, infos = super().step_wait()
+        return obs, rewards, dones.astype(np.float32), infos if dones.any() else []
+
+
+def test_environments_that_answer_only_what_ppo_asks() -> None:
+    models = [tiny_model(kind([RandomEnv, RandomEnv])).learn(64) for kind in (Sparing, DummyVecEnv)]
+    assert_same_model(*models)
+    memories = [model.replay_buffer for model in models]
+    assert np.array_equal(memories[0].terminated, memories[1].terminated)
+    assert memories[0].terminated.any()
 
 
 def test_callback_ends_training() -> None:
@@ -335,6 +360,20 @@ def test_one_seed_one_result(action_space: spaces.Space) -> None:
     first, second = (tiny_model(randoms(2, action_space=action_space), **EXPLORING).learn(64) for _ in range(2))
     assert_same_model(first, second)
     assert np.array_equal(first.replay_buffer.rewards, second.replay_buffer.rewards)
+
+
+def test_without_a_seed_the_global_generators_decide() -> None:
+    def learned() -> M3PO:
+        env = randoms(action_space=BOX_ACTION)
+        env.seed(0)
+        return tiny_model(env, seed=None, **EXPLORING).learn(48)
+
+    set_random_seed(3)
+    first, other = learned(), learned()
+    set_random_seed(3)
+    assert_same_model(first, learned())
+    with pytest.raises(AssertionError):
+        assert_same_model(first, other)
 
 
 def test_other_seed_other_result() -> None:

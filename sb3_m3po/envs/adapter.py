@@ -57,7 +57,7 @@ class VectorEnvAdapter(VecEnv):
             space = self._with_task(space, names or [f"task{i}" for i in range(self._tail)])
         super().__init__(venv.num_envs, space, venv.single_action_space)
         self._actions: Any = None
-        self._succeeded = np.zeros(venv.num_envs, bool)
+        self._succeeded, self._tells_success = np.zeros(venv.num_envs, bool), np.zeros(venv.num_envs, bool)
 
     def _with_task(self, space: spaces.Space, names: list[str]) -> spaces.Dict:
         if not isinstance(space, spaces.Box) or len(space.shape) != 1 or space.shape[0] <= self._tail:
@@ -134,11 +134,12 @@ class VectorEnvAdapter(VecEnv):
     def _note_success(self, i: int, info: dict[str, Any], done: bool) -> None:
         """As :class:`~sb3_m3po.envs.TaskWrapper` does."""
         self._succeeded[i] |= bool(info.get("success", False))
+        self._tells_success[i] |= "success" in info
         if not done:
             return
         if self.task_names:
             info["task"] = self.task_names[i]
-        if "success" in info:
+        if self._tells_success[i]:
             info.setdefault("is_success", bool(self._succeeded[i]))
         self._succeeded[i] = False
 

@@ -169,7 +169,7 @@ class TaskWrapper(gym.Wrapper):
     bounds (and rounded, where they are whole numbers), those behind its own dimensions are ignored. A Discrete action that the
     task does not have, which an algorithm that knows of no masks may choose, is taken modulo the number of its actions. At an
     episode's end ``info["task"]`` is the task's name, and ``info["is_success"]`` says whether ``info["success"]`` was ever 1,
-    where there is one (Meta-World).
+    of an environment that has told one (Meta-World).
 
     :param env: The environment to wrap
     :param shared: What all tasks share
@@ -190,7 +190,7 @@ class TaskWrapper(gym.Wrapper):
             if key in shared.observation_space.spaces:
                 width = flatdim(shared.observation_space[key])
                 self._fixed[key] = (np.arange(width) < (width if size is None else size)).astype(np.int8)
-        self._succeeded = False
+        self._succeeded = self._tells_success = False
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -219,9 +219,10 @@ class TaskWrapper(gym.Wrapper):
         except Exception as error:
             raise self._failure("step()", error) from error
         self._succeeded |= bool(info.get("success", False))
+        self._tells_success |= "success" in info
         if terminated or truncated:
             info = {**info, "task": self.spec_of_task.name}
-            if "success" in info:
+            if self._tells_success:
                 info.setdefault("is_success", self._succeeded)
         return self.observation(observation), reward, terminated, truncated, info
 
@@ -229,8 +230,14 @@ class TaskWrapper(gym.Wrapper):
         """
         :param observation: The task's own
         :return: Padded, with the task's id
+        :raises ValueError: if it is longer or shorter than those of its space
         """
         numbers, padded = flat(self._own_observations, observation), np.zeros(self._observation_dim, np.float32)
+        if len(numbers) != self.spec_of_task.observation_dim:
+            raise ValueError(
+                f"Task {self.spec_of_task.name!r} gave an observation of {len(numbers)} numbers, but its observation_space "
+                f"({self._own_observations}) has {self.spec_of_task.observation_dim}: make them agree in the environment"
+            )
         padded[: len(numbers)] = numbers
         return {"observation": padded, **self._fixed}
 

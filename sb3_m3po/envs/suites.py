@@ -72,7 +72,9 @@ class Task:
         :param env_kwargs: More of them, for instance ``render_mode``; a callable is given its own only
         :return: A new environment, as it is without padding
         :raises ImportError: if its package is missing
-        :raises ValueError: if there is no such environment, or the callable returns something else
+        :raises RuntimeError: if the callable fails
+        :raises ValueError: if there is no such environment, it does not take its arguments, or the callable returns something
+            else
         """
         env = self._make(**env_kwargs)
         return env if self.action_repeat == 1 else ActionRepeat(env, self.action_repeat)
@@ -84,16 +86,17 @@ class Task:
         package = next((name for prefix, name in REGISTERED_BY.items() if self.env.startswith(prefix)), None)
         if package is not None:
             _import(package, self.env)
-        if self.env.startswith("Meta-World/"):
-            return _meta_world(self.env, kwargs)
         try:
-            env = gym.make(self.env, **kwargs)
-        except gym.error.Error as error:
+            env = _meta_world(self.env, kwargs) if package == "metaworld" else gym.make(self.env, **kwargs)
+        except (gym.error.Error, TypeError) as error:
             raise ValueError(f"Task {str(self)!r}: {error}") from error
         return _minigrid(env) if package == "minigrid" else env
 
     def _called(self, maker: Callable[..., Any]) -> gym.Env:
-        env = maker(**self.env_kwargs)
+        try:
+            env = maker(**self.env_kwargs)
+        except Exception as error:
+            raise RuntimeError(f"Task {str(self)!r} could not be made: {type(error).__name__}: {error}") from error
         if not isinstance(env, gym.Env):
             raise ValueError(
                 f"Task {str(self)!r} made {env!r}, which is no gymnasium.Env: its callable must return a new environment"
