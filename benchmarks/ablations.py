@@ -30,6 +30,7 @@ PARTS: dict[str, dict[str, list[str]]] = {
         for period in (128, 256)
     },
     "planner": {
+        "every episode": ["-p", "plan_rollouts:True"],
         "none": ["-p", "plan_rollouts:False"],
         "predict": ["-p", "plan_rollouts:False"],
         "collect": [],

@@ -298,7 +298,8 @@ def collecting_step(model: M3PO, observations: Any, n_envs: int) -> object:
     :return: what a planned step of collection computes: actions, values, log-probabilities, what is logged of the plan
     """
     with th.no_grad():
-        *acted, planned = model.policy.act_by_plan(observations, model.policy.world_model.codec.noise((n_envs,)))
+        noise = model.policy.world_model.codec.noise((n_envs,))
+        *acted, planned = model.policy.act_by_plan(observations, noise, np.ones(n_envs, bool))
         return acted, planned.kl.mean(), planned.gain.mean()
 
 

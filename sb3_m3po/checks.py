@@ -155,7 +155,7 @@ def check_numbers(model: Any) -> None:
         if not (_is_number(given[name]) and 0 <= given[name] < math.inf):
             otherwise = ", or be None" if name == "learning_starts" else ""
             raise ValueError(f"{name}={given[name]!r} must be a finite number and not negative{otherwise}")
-    for name, otherwise in (("gamma", ", or be 'auto'"), ("gae_lambda", "")):
+    for name, otherwise in (("gamma", ", or be 'auto'"), ("gae_lambda", ""), ("plan_rollouts", "")):
         fits = (_is_number(given[name]) and 0 <= given[name] <= 1) or (otherwise and given[name] == "auto")
         if not fits:
             raise ValueError(f"{name}={given[name]!r} must lie between 0 and 1{otherwise}")

@@ -71,7 +71,7 @@ class M3PO(OnPolicyAlgorithm):
     :param ent_coef: Entropy coefficient; ``"auto"`` learns it (from 0.1 on for Box, from 1 on for discrete actions),
         ``"auto_0.3"`` from 0.3 on
     :param bonus_coef: Weight of the discrepancy bonus, falling to 0 over training
-    :param plan_rollouts: Whether actions are planned while collecting; ``None``: those of Box and Discrete are, others aren't
+    :param plan_rollouts: Share of episodes that are planned while collecting; ``None``: half, if actions are Box or Discrete
     :param planner_kwargs: ``n_samples, horizon, n_iterations, n_effective, min_std`` of the planner,
         see :class:`~sb3_m3po.planner.PlannerConfig`
     :param task_key: Key of the task's id in a Dict observation; without it, or for ``None``, there is a single task
@@ -117,7 +117,7 @@ class M3PO(OnPolicyAlgorithm):
         target_kl: float | None = 1.0,
         ent_coef: str | float = "auto",
         bonus_coef: float = 0.0,
-        plan_rollouts: bool | None = None,
+        plan_rollouts: bool | float | None = None,
         planner_kwargs: dict[str, Any] | None = None,
         task_key: str | None = "task",
         n_tasks: int | None = None,
@@ -172,8 +172,7 @@ class M3PO(OnPolicyAlgorithm):
         self._n_frozen_tasks = 0  # while only new tasks learn: how many came before them
         self._task_stats: TaskEpisodeStats | None = None
         self._time_limit: int | None = None  # of the environments it was made for, in decisions
-        # Updates that collected transitions have paid for and that are still due
-        self._update_credits = 0.0
+        self._update_credits = 0.0  # updates that collected transitions have paid for and that are still due
         self._warned_of_reward_normalisation = False
         if _init_setup_model:
             self._setup_model()
@@ -182,7 +181,7 @@ class M3PO(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         if self.plan_rollouts is None:
-            self.plan_rollouts = isinstance(self.action_space, (spaces.Box, spaces.Discrete))
+            self.plan_rollouts = 0.5 if isinstance(self.action_space, (spaces.Box, spaces.Discrete)) else 0.0
         self.ent_coef = known_ent_coef(self.ent_coef)  # type: ignore[assignment]
         check_classes(self)
         check_numbers(self)
@@ -224,6 +223,7 @@ class M3PO(OnPolicyAlgorithm):
             self.policy.train_new_tasks_only(self._n_frozen_tasks)
         codec = self.policy.world_model.codec
         self._exploration_noise = PersistentNoise(codec.noise_dim)
+        self._plans = np.zeros(self.n_envs, bool)  # whether the episode that each environment is in is planned
         self.policy.log_ent_coef.data.fill_(np.log(max(initial_ent_coef(self.ent_coef, codec.ent_coef), 1e-30)))
 
     def set_random_seed(self, seed: int | None = None) -> None:
@@ -374,10 +374,11 @@ class M3PO(OnPolicyAlgorithm):
         slowness = self.policy.of_task(self.policy.lag_correlation, obs_tensor).expand(self.n_envs)
         memory = [codec.noise_persistence(value) for value in slowness.tolist()]
         noise = codec.noise_from_normal(self._exploration_noise.draw(starts, memory, self._generator))
-        # The model plans only once it has learned
-        if not (self.plan_rollouts and self._n_updates > 0):
+        # Others by the policy alone: where plans always save it, it never meets what its own mistakes lead to
+        self._plans = np.where(starts, self._rng.random(len(starts)) < self.plan_rollouts, self._plans)  # type: ignore[operator]
+        if not (self._plans.any() and self._n_updates > 0):
             return self.policy(obs_tensor, noise=noise)
-        actions, values, log_probs, planned = self.policy.act_by_plan(obs_tensor, noise)
+        actions, values, log_probs, planned = self.policy.act_by_plan(obs_tensor, noise, self._plans)
         self.logger.record_mean("exploration/planner_kl", planned.kl.mean().item())
         self.logger.record_mean("exploration/planner_gain", planned.gain.mean().item())
         return actions, values, log_probs
@@ -434,8 +435,7 @@ class M3PO(OnPolicyAlgorithm):
         """Spend the updates that are due, ``sync_interval`` at a time: sync, fit the world model, improve the policy."""
         self._update_learning_rates()
         if not isinstance(self.ent_coef, str):
-            # Given, not learned: whatever a loaded model has learned
-            self.policy.log_ent_coef.data.fill_(np.log(max(self.ent_coef, 1e-30)))
+            self.policy.log_ent_coef.data.fill_(np.log(max(self.ent_coef, 1e-30)))  # whatever a loaded model has learned
         returns, values = self.rollout_buffer.returns.flatten(), self.rollout_buffer.values.flatten()
         self.logger.record("train/explained_variance", explained_variance(values, returns))
         # Of what has not been learned yet: a trained policy may run more smoothly
@@ -574,7 +574,7 @@ class M3PO(OnPolicyAlgorithm):
         self.rollout_buffer.memory = memory
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_generator", "_rng", "_exploration_noise"]
+        return [*super()._excluded_save_params(), "_generator", "_rng", "_exploration_noise", "_plans"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "policy.model_optimizer", "policy.coef_optimizer"], []

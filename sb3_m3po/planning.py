@@ -2,12 +2,15 @@
 
 import time
 import warnings
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -91,6 +94,10 @@ class PlanningPolicy(nn.Module):
     _planning: PlannerConfig | None
     _planning_milliseconds: float | None
     _noise_bank: dict[tuple[int, int, int], th.Tensor]
+    encode: Callable[[PyTorchObs], th.Tensor]
+    _values: Callable[..., th.Tensor]
+    generator: th.Generator | None
+    device: th.device
 
     @property
     def gammas(self) -> th.Tensor:
@@ -157,6 +164,25 @@ class PlanningPolicy(nn.Module):
         planned = plan(model, model.codec, z, gamma, config, noise, deadline)
         not_nan(planned.gain)
         return planned
+
+    def act_by_plan(
+        self, obs: PyTorchObs, noise: th.Tensor, plans: np.ndarray
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor, Plan]:
+        """
+        Act by samples of the plan in some environments, of the policy in the others; with the collection's own generator.
+
+        :param noise: What the samples are made of, as in :meth:`forward`
+        :param plans: Which environments plan, one of them at least, shape ``(n_envs,)``
+        :return: As :meth:`forward`, log-probabilities under what drew the actions; and the plan, of those that plan
+        """
+        z, model, noise = self.encode(obs), self.world_model, noise.to(self.device)
+        rows = th.as_tensor(plans, device=self.device)
+        config, draw = self.planner_config, model.codec.noise
+        planned = self.make_plan(model, z[rows], config, lambda h, n: draw((h, int(plans.sum()), n), self.generator))
+        params = model.prior(z)
+        inputs, log_prob = model.codec.sample(params, noise)
+        inputs[rows], log_prob[rows] = planned.sample(noise[rows])
+        return model.codec.to_env(inputs), self._values(z, params), log_prob, planned
 
     def set_planning(self, samples: int | None = 64, iterations: int = 2, milliseconds: float | None = None) -> PlanningSwitch:
         """

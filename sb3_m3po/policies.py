@@ -23,7 +23,7 @@ from sb3_m3po.actions import GaussianActions, SquashedGaussian
 from sb3_m3po.masked_actions import make_action_codec
 from sb3_m3po.nets import RunningNorm
 from sb3_m3po.optim import FusedAdamW
-from sb3_m3po.planner import Plan, PlannerConfig
+from sb3_m3po.planner import PlannerConfig
 from sb3_m3po.planning import MeanNetworks, PlanningPolicy, not_nan
 from sb3_m3po.tasks import find_tasks
 from sb3_m3po.world_model import Sizes, WorldModel
@@ -378,18 +378,6 @@ class WorldModelPolicy(PlanningPolicy, ActorCriticPolicy):
             inputs, log_prob = model.codec.sample(params, noise.to(z.device))
             actions = model.codec.to_env(inputs)
         return actions, self._values(z, params), log_prob
-
-    def act_by_plan(self, obs: PyTorchObs, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor, Plan]:
-        """
-        Act by a sample of the plan; the plan is made with the collection's own generator.
-
-        :param noise: What the sample is made of, as in :meth:`forward`
-        :return: As :meth:`forward`, the log-probability under the plan; and the plan
-        """
-        z, model = self.encode(obs), self.world_model
-        planned = self.make_plan(model, z, self.planner_config, lambda h, n: model.codec.noise((h, len(z), n), self.generator))
-        inputs, log_prob = planned.sample(noise.to(z.device))
-        return model.codec.to_env(inputs), self._values(z, planned.prior), log_prob, planned
 
     def _values(self, z: th.Tensor, params: th.Tensor | None = None) -> th.Tensor:
         return (self.world_model.at(self.return_scale, z) * self.world_model.policy_value(z, params)).unsqueeze(-1)

@@ -199,6 +199,8 @@ WRONG: list[tuple[str, Any]] = [
     ("gamma", NAN),
     ("gae_lambda", -0.1),
     ("gae_lambda", 1.5),
+    ("plan_rollouts", 1.5),
+    ("plan_rollouts", "half"),
     ("max_grad_norm", 0.0),
     ("max_grad_norm", -1.0),
     ("ent_coef", -0.1),

@@ -447,11 +447,53 @@ def test_exploration_is_logged_only_where_it_happens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("space", "plans"), [(BOX_ACTION, True), (spaces.Discrete(3), True), (spaces.MultiDiscrete([2, 3]), False)]
+    ("space", "share"), [(BOX_ACTION, 0.5), (spaces.Discrete(3), 0.5), (spaces.MultiDiscrete([2, 3]), 0.0)]
 )
-def test_who_acts_follows_from_the_actions_unless_it_is_said(space: spaces.Space, plans: bool) -> None:
-    assert tiny_model(randoms(action_space=space)).plan_rollouts is plans
-    assert tiny_model(randoms(action_space=space), plan_rollouts=not plans).plan_rollouts is not plans
+def test_how_much_is_planned_follows_from_the_actions_unless_it_is_said(space: spaces.Space, share: float) -> None:
+    assert tiny_model(randoms(action_space=space)).plan_rollouts == share
+    assert tiny_model(randoms(action_space=space), plan_rollouts=True).plan_rollouts is True
+    assert tiny_model(randoms(action_space=space), plan_rollouts=0.2).plan_rollouts == 0.2
+
+
+@pytest.mark.parametrize(("share", "least", "most"), [(True, 1.0, 1.0), (0.5, 0.35, 0.65), (0.2, 0.08, 0.32)])
+def test_share_of_episodes_is_planned_from_their_beginning_to_their_end(share: float, least: float, most: float) -> None:
+    model = tiny_model(randoms(8), plan_rollouts=share, utd_ratio=1 / 8)
+    plans, starts = [], []
+
+    class Plans(BaseCallback):
+        def _on_step(self) -> bool:
+            plans.append(model._plans.copy())
+            starts.append(np.array(model._last_episode_starts, bool))
+            return True
+
+    model.learn(8 * 100, callback=Plans())
+    for t in range(1, len(plans)):
+        assert (plans[t] == plans[t - 1])[~starts[t]].all()
+    episodes = np.concatenate([planned[began] for planned, began in zip(plans, starts, strict=True)])
+    assert len(episodes) >= 8 * 20 and least <= episodes.mean() <= most
+
+
+@pytest.mark.parametrize("space", [BOX_ACTION, spaces.Discrete(3)], ids=str)
+def test_some_environments_plan_beside_others_that_do_not(space: spaces.Space) -> None:
+    model = tiny_model(randoms(4, action_space=space)).learn(64)
+    policy, obs, plans = model.policy, th.randn(4, 3), np.array([True, False, True, False])
+    noise = policy.world_model.codec.noise((4,))
+
+    def planned(rows: np.ndarray, plans: np.ndarray) -> list[th.Tensor]:
+        policy.generator = th.Generator().manual_seed(0)
+        with th.no_grad():
+            *acted, plan = policy.act_by_plan(obs[rows], noise[rows], plans)
+        assert len(plan.gain) == 2
+        return acted
+
+    together = planned(np.arange(4), plans)
+    alone = planned(np.flatnonzero(plans), np.ones(2, bool))
+    with th.no_grad():
+        by_policy = policy(obs, noise=noise)
+    for both, by_plan, otherwise in zip(together, alone, by_policy, strict=True):
+        th.testing.assert_close(both[plans], by_plan, rtol=1e-3, atol=1e-3)
+        th.testing.assert_close(both[~plans], otherwise[~plans], rtol=1e-3, atol=1e-3)
+    assert not th.equal(together[2], by_policy[2]), "the log-probability is that of the plan"
 
 
 def test_bonus_coefficient_falls_to_zero() -> None:
