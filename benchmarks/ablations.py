@@ -63,7 +63,7 @@ PARTS: dict[str, dict[str, list[str]]] = {
     "learning_rate": {"0.002 to 0.0002": [], **{str(rate): ["-p", f"learning_rate:{rate}"] for rate in (0.001, 0.002, 0.004)}},
 }
 #: Parts that change nothing where actions are enumerated: there, all values have the runs of the default
-SAMPLED_ONLY, ENUMERATED = ("gain", "target_entropy"), "LunarLander-v3"
+SAMPLED_ONLY, ENUMERATED = ("target_entropy",), "LunarLander-v3"
 #: Values that are the planner's evaluations in the runs of another value
 PLANNED = {"predict": "none", "both": "collect"}
 #: What of these are the defaults

@@ -181,8 +181,8 @@ def policy_terms(
     ``gain = q / S - alpha log pi``, pathwise or as an exact expectation, and the distance to the last sync.
 
     The entropy is SAC's (arXiv 1812.05905), the range that divides q is TD-MPC2's (arXiv 2310.16828). ``q`` is the mean of the
-    critics; of sampled actions it is :func:`lookahead_value` in the second half of the states: the gradient is on average
-    that of the mean of both, at half its cost.
+    critics and, in the second half of the states, :func:`lookahead_value`: the gradient is on average that of the mean of
+    both, at half its cost.
 
     :param model: Policy, critics and world model; no gradient reaches the critics' parameters
     :param z: ``h(o)``, shape ``(batch, z_dim)``
@@ -198,10 +198,8 @@ def policy_terms(
     kl = codec.kl(anchor, params)
     if codec.enumerable:
         assert not isinstance(codec, GaussianActions)
-        with th.no_grad():
-            q = decode(model.critic_logits(z), model.bins).mean(0)  # (batch, n_joint)
         entropy = codec.entropy(params)
-        value = (codec.joint_log_prob(params).exp() * q).sum(-1)
+        value = (codec.joint_log_prob(params).exp() * enumerated_values(model, z, gamma)).sum(-1)
         return PolicyTerms(value / q_range + ent_coef * entropy, entropy, kl, th.zeros_like(kl))
     a, log_prob = codec.sample(params, noise)
     f = model.features(z, a)
@@ -217,9 +215,33 @@ def policy_terms(
     return PolicyTerms(q / q_range + ent_coef * entropy, entropy, kl, penalty)
 
 
-def lookahead_value(model: WorldModel, z: th.Tensor, f: th.Tensor, noise: th.Tensor, gamma: th.Tensor) -> th.Tensor:
+@th.no_grad()
+def enumerated_values(model: WorldModel, z: th.Tensor, gamma: th.Tensor | None) -> th.Tensor:
     """
-    ``r + gamma (1 - d) mean_k Q_k(z', a')``, all of it predicted: the value gradient of a model's step (SVG(1),
+    ``q`` of :func:`policy_terms` for all actions, by the critics or, in the last states, a step ahead: half of the states, or
+    fewer where that were more than four steps of the model for each state of the batch.
+
+    :param model: World model, policy and critics, of enumerable actions
+    :param z: Latents, shape ``(batch, z_dim)``
+    :param gamma: Discount factor, shape ``(1,)`` or, with tasks, ``(batch,)``; ``None`` for the critics alone
+    :return: In scaled units, shape ``(batch, n_joint)``
+    """
+    codec: ActionCodec = model.codec
+    assert not isinstance(codec, GaussianActions)
+    inputs = codec.joint_inputs
+    ahead = 0 if gamma is None else min(len(z) // 2, 4 * len(z) // len(inputs))
+    n = len(z) - ahead
+    q = decode(model.critic_logits(z[:n]), model.bins).mean(0)  # (n, n_joint)
+    if gamma is None:
+        return q
+    every_z, every_gamma = (x.repeat_interleave(len(inputs), 0) for x in (z[n:], gamma.expand(len(z))[n:]))
+    f = model.features(every_z, inputs.repeat(ahead, 1))
+    return th.cat([q, lookahead_value(model, every_z, f, None, every_gamma).view(ahead, len(inputs))])
+
+
+def lookahead_value(model: WorldModel, z: th.Tensor, f: th.Tensor, noise: th.Tensor | None, gamma: th.Tensor) -> th.Tensor:
+    """
+    ``r + gamma (1 - d) E_a' mean_k Q_k(z', a')``, all of it predicted: the value gradient of a model's step (SVG(1),
     arXiv 1510.09142).
 
     Critics tell states apart better than actions, whose share in a return is small beside the noise of its target; the model
@@ -228,13 +250,21 @@ def lookahead_value(model: WorldModel, z: th.Tensor, f: th.Tensor, noise: th.Ten
     :param model: World model, policy and critics; no gradient reaches the critics' parameters
     :param z: Latents, shape ``(batch, z_dim)``
     :param f: Features of a step from there, shape ``(batch, trunk_dim)``
-    :param noise: Of the next action, shape ``(batch, noise_dim)``
+    :param noise: Of the next action, which is sampled, shape ``(batch, noise_dim)``; not read for enumerable actions
     :param gamma: Discount factor, shape ``(1,)`` or, with tasks, ``(batch,)``
     :return: In scaled units, shape ``(batch,)``
     """
     next_z, reward, termination = model.step_from(z, f)
-    next_a, _ = model.codec.sample(model.prior(next_z), noise)
-    next_q = decode(model.critic_logits(model.features(next_z, next_a), frozen=True), model.bins).mean(0)
+    codec: ActionCodec = model.codec
+    params = model.prior(next_z)
+    if codec.enumerable:
+        assert not isinstance(codec, GaussianActions)
+        next_q = decode(model.critic_logits(next_z, frozen=True), model.bins).mean(0)
+        next_q = (codec.joint_log_prob(params).exp() * next_q).sum(-1)
+    else:
+        assert noise is not None
+        next_a, _ = codec.sample(params, noise)
+        next_q = decode(model.critic_logits(model.features(next_z, next_a), frozen=True), model.bins).mean(0)
     return reward + gamma * (1 - termination) * next_q
 
 

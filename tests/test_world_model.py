@@ -12,7 +12,15 @@ from torch import nn
 from sb3_m3po import M3PO
 from sb3_m3po.actions import CategoricalActions, GaussianActions
 from sb3_m3po.learner import Learner
-from sb3_m3po.losses import ModelTargets, PolicyTerms, critic_loss, policy_terms, trust_region_loss, world_model_loss
+from sb3_m3po.losses import (
+    ModelTargets,
+    PolicyTerms,
+    critic_loss,
+    enumerated_values,
+    policy_terms,
+    trust_region_loss,
+    world_model_loss,
+)
 from sb3_m3po.masked_actions import make_action_codec
 from sb3_m3po.math import two_hot
 from sb3_m3po.world_model import Sizes, WorldModel
@@ -276,7 +284,13 @@ def test_policy_gradient_is_that_of_the_mean_critic_or_of_a_step_of_the_model(
     terms = policy_terms(model, z, anchor, noise, 4 * th.ones(1), th.zeros(1), gamma)
     params = model.prior(z)
     if isinstance(codec, CategoricalActions) and codec.enumerable:
-        gain = (params.exp() * model.action_values(z).mean(0)).sum(-1) / 4
+        q = model.action_values(z).mean(0).detach()
+        if gamma is not None:
+            for i, action in enumerate(codec.joint_inputs):
+                next_z, reward, termination = model.step(z, action.expand(BATCH, -1))
+                next_value = (model.prior(next_z).exp() * model.action_values(next_z).mean(0)).sum(-1)
+                q[BATCH // 2 :, i] = (reward + gamma * (1 - termination) * next_value).detach()[BATCH // 2 :]
+        gain = (params.exp() * q).sum(-1) / 4
     else:
         a = codec.sample(params, noise)[0]
         gain = model.action_values(z, a).mean(0) / 4
@@ -290,6 +304,17 @@ def test_policy_gradient_is_that_of_the_mean_critic_or_of_a_step_of_the_model(
     gradients = (th.autograd.grad(x.sum(), parameters) for x in (terms.gain, gain))
     for got, expected in zip(*gradients, strict=True):
         assert th.allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("batch", "ahead"), [(16, 2), (4, 0)])
+def test_actions_that_are_many_are_looked_ahead_in_fewer_states(batch: int, ahead: int) -> None:
+    model = filled_model(spaces.Discrete(32))
+    z, trunk, rows = model.encode(normal(batch, FEATURES)), model.trunk, []
+    trunk.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    q = enumerated_values(model, z, GAMMA)
+    assert q.shape == (batch, 32) and rows == [ahead * 32]
+    same = th.isclose(q, model.action_values(z).mean(0), atol=1e-5).all(1)
+    assert same.tolist() == [True] * (batch - ahead) + [False] * ahead
 
 
 # ------------------------------------------------------- both phases, for real
