@@ -30,7 +30,7 @@ PARTS: dict[str, dict[str, list[str]]] = {
         for period in (128, 256)
     },
     "planner": {
-        "every episode": ["-p", "plan_rollouts:True"],
+        "half": ["-p", "plan_rollouts:0.5"],
         "none": ["-p", "plan_rollouts:False"],
         "predict": ["-p", "plan_rollouts:False"],
         "collect": [],

@@ -71,7 +71,7 @@ class M3PO(OnPolicyAlgorithm):
     :param ent_coef: Entropy coefficient; ``"auto"`` learns it (from 0.1 on for Box, from 1 on for discrete actions),
         ``"auto_0.3"`` from 0.3 on
     :param bonus_coef: Weight of the discrepancy bonus, falling to 0 over training
-    :param plan_rollouts: Share of episodes that are planned while collecting; ``None``: half, if actions are Box or Discrete
+    :param plan_rollouts: Share of episodes that are planned while collecting; ``None``: all of Box, half of Discrete actions
     :param planner_kwargs: ``n_samples, horizon, n_iterations, n_effective, min_std`` of the planner,
         see :class:`~sb3_m3po.planner.PlannerConfig`
     :param task_key: Key of the task's id in a Dict observation; without it, or for ``None``, there is a single task
@@ -181,7 +181,7 @@ class M3PO(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         if self.plan_rollouts is None:
-            self.plan_rollouts = 0.5 if isinstance(self.action_space, (spaces.Box, spaces.Discrete)) else 0.0
+            self.plan_rollouts = {spaces.Box: 1.0, spaces.Discrete: 0.5}.get(type(self.action_space), 0.0)
         self.ent_coef = known_ent_coef(self.ent_coef)  # type: ignore[assignment]
         check_classes(self)
         check_numbers(self)

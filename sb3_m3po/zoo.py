@@ -54,10 +54,8 @@ _CLASS_LOOKUPS = ("get_wrapper_class", "get_class_by_name")
 
 #: Networks of the search space: width relative to the defaults
 NETWORKS = {"small": 0.5, "medium": 1.0, "large": 1.5}
-#: Share of a trial's episodes that are planned, as by default, or none
-PLANNED_SHARE = 0.5
-#: An environment step of a trial takes at most as long as so many updates of the defaults, whose own step is one update and,
-#: half of the time, a planned decision
+#: An environment step of a trial takes at most as long as so many updates of the defaults, whose own step is one update and
+#: one planned decision (with Discrete actions half of one)
 MAX_COST = 3.0
 
 
@@ -294,7 +292,7 @@ def convert_m3po_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     planner_samples = sampled.pop("planner_samples")
     affordable = (MAX_COST - _planning_cost(planner_samples, width)) / _update_cost(batch_size, width)
     # Said in either case: the settings file may have its own
-    planning: dict[str, Any] = {"plan_rollouts": PLANNED_SHARE if planner_samples else 0.0}
+    planning: dict[str, Any] = {"plan_rollouts": None if planner_samples else False}
     if planner_samples:
         planning["planner_kwargs"] = dict(n_samples=planner_samples)
     return {
@@ -322,8 +320,8 @@ def _update_cost(batch_size: int, width: float) -> float:
 
 
 def _planning_cost(n_samples: int, width: float) -> float:
-    """Time of a step's planning, a decision's by share, relative to an update of the defaults."""
-    return PLANNED_SHARE * (0.2 + 0.12 * n_samples / 32 * width**2) if n_samples else 0.0
+    """Time of a planned decision, relative to an update of the defaults."""
+    return (0.2 + 0.12 * n_samples / 32 * width**2) if n_samples else 0.0
 
 
 # ------------------------------------------------------------------- command

@@ -447,11 +447,11 @@ def test_exploration_is_logged_only_where_it_happens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("space", "share"), [(BOX_ACTION, 0.5), (spaces.Discrete(3), 0.5), (spaces.MultiDiscrete([2, 3]), 0.0)]
+    ("space", "share"), [(BOX_ACTION, 1.0), (spaces.Discrete(3), 0.5), (spaces.MultiDiscrete([2, 3]), 0.0)]
 )
 def test_how_much_is_planned_follows_from_the_actions_unless_it_is_said(space: spaces.Space, share: float) -> None:
     assert tiny_model(randoms(action_space=space)).plan_rollouts == share
-    assert tiny_model(randoms(action_space=space), plan_rollouts=True).plan_rollouts is True
+    assert tiny_model(randoms(action_space=space), plan_rollouts=False).plan_rollouts is False
     assert tiny_model(randoms(action_space=space), plan_rollouts=0.2).plan_rollouts == 0.2
 
 
