@@ -135,7 +135,8 @@ def test_fair_coin_of_0_or_20_is_valued_at_10(name: str, gamma: float) -> None:
     # Many tosses for each action: a few can be learned by heart, and a planner would go on with what was lucky
     env = Chain((10.0, 10.0), coin=True, action_space=ACTIONS[name])
     model = learn(env, 2_000, gamma=gamma, utd_ratio=0.16, n_steps=100, plan_rollouts=False)
-    assert values(model) == pytest.approx([10 + gamma * 10, 10], rel=0.05)
+    # Over seeds they scatter by 3 % of that; on a scale that is not linear they would be off by half
+    assert values(model) == pytest.approx([10 + gamma * 10, 10], rel=0.1)
 
 
 def test_values_of_the_model_are_those_of_the_critics() -> None:

@@ -466,11 +466,11 @@ def test_share_of_episodes_is_planned_from_their_beginning_to_their_end(share: f
             starts.append(np.array(model._last_episode_starts, bool))
             return True
 
-    model.learn(8 * 100, callback=Plans())
+    model.learn(8 * 60, callback=Plans())
     for t in range(1, len(plans)):
         assert (plans[t] == plans[t - 1])[~starts[t]].all()
     episodes = np.concatenate([planned[began] for planned, began in zip(plans, starts, strict=True)])
-    assert len(episodes) >= 8 * 20 and least <= episodes.mean() <= most
+    assert len(episodes) >= 8 * 12 and least <= episodes.mean() <= most
 
 
 @pytest.mark.parametrize("space", [BOX_ACTION, spaces.Discrete(3)], ids=str)
