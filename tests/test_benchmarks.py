@@ -178,7 +178,7 @@ def test_evidence_page_has_means_of_the_committed_rows():
                 runs.setdefault(key, []).append((int(row["steps"]), float(row["mean_reward"]), float(row["cpu_seconds"])))
     # Of the last three evaluations, ten, or all of them
     means = [np.mean([score for _, score, _ in sorted(rows)[-last:]]) for rows in runs.values() for last in (3, 10, 0)]
-    known = {f"{number:,.0f}" for number in [*means, *(max(rows)[2] for rows in runs.values())]}
+    known = {f"{abs(number):,.0f}" for number in [*means, *(max(rows)[2] for rows in runs.values())]}
 
     page = re.sub(r".*\n(?=\| ---)", "", Path("docs/ablations.md").read_text())  # without the tables' heads
     cells = [cell for line in page.splitlines() if line.startswith("| ") for cell in line.split("|")[2:-1]]
