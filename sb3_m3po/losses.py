@@ -232,7 +232,7 @@ def enumerated_values(model: WorldModel, z: th.Tensor, gamma: th.Tensor | None) 
     ahead = 0 if gamma is None else min(len(z) // 2, 4 * len(z) // len(inputs))
     n = len(z) - ahead
     q = decode(model.critic_logits(z[:n]), model.bins).mean(0)  # (n, n_joint)
-    if gamma is None:
+    if gamma is None or not ahead:
         return q
     every_z, every_gamma = (x.repeat_interleave(len(inputs), 0) for x in (z[n:], gamma.expand(len(z))[n:]))
     f = model.features(every_z, inputs.repeat(ahead, 1))

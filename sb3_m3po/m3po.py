@@ -181,7 +181,7 @@ class M3PO(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         if self.plan_rollouts is None:
-            self.plan_rollouts = {spaces.Box: 1.0, spaces.Discrete: 0.5}.get(type(self.action_space), 0.0)
+            self.plan_rollouts = isinstance(space := self.action_space, spaces.Box) or 0.5 * isinstance(space, spaces.Discrete)
         self.ent_coef = known_ent_coef(self.ent_coef)  # type: ignore[assignment]
         check_classes(self)
         check_numbers(self)

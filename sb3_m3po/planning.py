@@ -179,7 +179,7 @@ class PlanningPolicy(nn.Module):
         rows = th.as_tensor(plans, device=self.device)
         config, draw = self.planner_config, model.codec.noise
         planned = self.make_plan(model, z[rows], config, lambda h, n: draw((h, int(plans.sum()), n), self.generator))
-        params = model.prior(z)
+        params = not_nan(model.prior(z))
         inputs, log_prob = model.codec.sample(params, noise)
         inputs[rows], log_prob[rows] = planned.sample(noise[rows])
         return model.codec.to_env(inputs), self._values(z, params), log_prob, planned

@@ -455,6 +455,22 @@ def test_how_much_is_planned_follows_from_the_actions_unless_it_is_said(space: s
     assert tiny_model(randoms(action_space=space), plan_rollouts=0.2).plan_rollouts == 0.2
 
 
+class Named(spaces.Discrete):
+    """A user's own kind of space."""
+
+
+def test_spaces_are_planned_as_those_that_they_derive_from() -> None:
+    assert tiny_model(randoms(action_space=Named(3))).plan_rollouts == 0.5
+
+
+def test_what_is_nan_is_told_of_environments_that_do_not_plan_too() -> None:
+    model = tiny_model(randoms(2)).learn(64)
+    obs, noise = th.randn(2, 3), model.policy.world_model.codec.noise((2,))
+    obs[1] = th.nan
+    with pytest.raises(ValueError, match="outputs are NaN"):
+        model.policy.act_by_plan(obs, noise, np.array([True, False]))
+
+
 @pytest.mark.parametrize(("share", "least", "most"), [(True, 1.0, 1.0), (0.5, 0.35, 0.65), (0.2, 0.08, 0.32)])
 def test_share_of_episodes_is_planned_from_their_beginning_to_their_end(share: float, least: float, most: float) -> None:
     model = tiny_model(randoms(8), plan_rollouts=share, utd_ratio=1 / 8)

@@ -312,7 +312,7 @@ def test_actions_that_are_many_are_looked_ahead_in_fewer_states(batch: int, ahea
     z, trunk, rows = model.encode(normal(batch, FEATURES)), model.trunk, []
     trunk.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
     q = enumerated_values(model, z, GAMMA)
-    assert q.shape == (batch, 32) and rows == [ahead * 32]
+    assert q.shape == (batch, 32) and sum(rows) == ahead * 32
     same = th.isclose(q, model.action_values(z).mean(0), atol=1e-5).all(1)
     assert same.tolist() == [True] * (batch - ahead) + [False] * ahead
 
