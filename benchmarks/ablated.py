@@ -50,7 +50,7 @@ class ModelFreeLearner(CriticsAloneLearner):
 
 
 class CriticsAlone(M3PO):
-    """:class:`~sb3_m3po.M3PO` whose policy of sampled actions climbs the critics' value in all states."""
+    """:class:`~sb3_m3po.M3PO` whose policy climbs the critics' value in all states."""
 
     def _learner(self) -> Learner:
         return CriticsAloneLearner.of(self)

@@ -24,7 +24,7 @@ MAX_JOINT_ACTIONS = 16
 #: Largest Discrete space whose actions are enumerated
 MAX_DISCRETE_ACTIONS = 64
 #: Observations that correlate by more from one step to the next are slow. Random policies: HalfCheetah 0.3, dm_control's
-#: walker 0.7, Hopper 0.94, Pendulum 0.98, dm_control's cart-pole 0.995 (``benchmarks/random_baseline.csv``)
+#: walker 0.7, Hopper 0.94, Pendulum 0.98, dm_control's cart-pole 0.996 (``benchmarks/random_baseline.csv``)
 SLOW_OBSERVATIONS = 0.8
 #: Stands for the logarithm of zero
 IMPOSSIBLE = -1e9

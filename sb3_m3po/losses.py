@@ -156,7 +156,7 @@ class PolicyTerms(NamedTuple):
     """
     Per-state terms of the policy's loss, each of shape ``(batch,)``.
 
-    :param gain: ``mean_k Q_k / S`` plus the weighted entropy: what is maximised, without unit
+    :param gain: ``q / S`` plus the weighted entropy: what is maximised, without unit
     :param entropy: In nats; for Box actions the estimate ``-log pi`` of one sample
     :param kl: Distance to the policy of the last sync, in nats
     :param penalty: On the mean of a Gaussian; 0 for discrete kinds
