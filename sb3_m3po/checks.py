@@ -212,11 +212,11 @@ def initial_ent_coef(ent_coef: str | float, auto: float) -> float:
     return initial
 
 
-def check_finite(kind: str, values: Observations, step: int, env: int | None = None) -> None:
+def check_finite(model: Any, kind: str, values: Observations, env: int | None = None) -> None:
     """
+    :param model: An M3PO model
     :param kind: What it is, for the message
     :param values: One row per environment, or a Dict of them
-    :param step: Environment steps so far
     :param env: The environment of a single row
     :raises ValueError: for NaN, infinite or (in float32) overflowing values, before they reach the memory
     """
@@ -226,11 +226,13 @@ def check_finite(kind: str, values: Observations, step: int, env: int | None = N
         with np.errstate(over="ignore"):
             rows = np.isfinite(part.astype(np.float32, copy=False).reshape(len(part), -1)).all(-1)
         if not rows.all():
-            bad = np.flatnonzero(~rows).tolist()
+            bad = np.flatnonzero(~rows).tolist() if env is None else [env]
             where = f" under key {key!r}" if key else ""
+            names = getattr(model.env.unwrapped, "task_names", [])
+            tasks = f" (task {', '.join(dict.fromkeys(repr(names[i]) for i in bad))})" if names else ""
             raise ValueError(
-                f"Environment {bad if env is None else [env]} returned a NaN or infinite {kind}{where} at step "
-                f"{step}: nothing of it was stored; check the environment (SB3's VecCheckNan helps to find the cause)"
+                f"Environment {bad}{tasks} returned a NaN or infinite {kind}{where} at step {model.num_timesteps}: nothing of "
+                "it was stored; check the environment (SB3's VecCheckNan helps to find the cause)"
             )
 
 
@@ -250,14 +252,14 @@ def check_step(
     if (vec_normalize := model._vec_normalize_env) is not None:
         # Its statistics spread a bad number over all environments
         obs, rewards = vec_normalize.get_original_obs(), None if rewards is None else vec_normalize.get_original_reward()
-    check_finite("observation", obs, model.num_timesteps)
+    check_finite(model, "observation", obs)
     if model.n_tasks is not None:
         check_one_hots(obs, model.n_tasks)
     if rewards is not None:
-        check_finite("reward", rewards, model.num_timesteps)
+        check_finite(model, "reward", rewards)
     for i in np.flatnonzero(dones).tolist():
         if (final := infos[i].get("terminal_observation")) is not None:
-            check_finite("observation", {k: np.asarray([v]) for k, v in as_dict(final).items()}, model.num_timesteps, i)
+            check_finite(model, "observation", {k: np.asarray([v]) for k, v in as_dict(final).items()}, i)
 
 
 @contextmanager

@@ -9,7 +9,8 @@ import numpy as np
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 
-from sb3_m3po.checks import dead_workers_named
+from sb3_m3po.checks import check_environment, dead_workers_named
+from sb3_m3po.envs.action_repeat import check_count
 from sb3_m3po.tasks import ModelView, TaskReader, reader_for
 
 _BOUNDS = "give (return that counts as 0, return that counts as 1) for every task, or leave bounds out"
@@ -174,12 +175,14 @@ def evaluate_per_task(
     :param bounds: By task's name: the returns that count as 0 and as 1, for :attr:`TaskScores.scores`
     :param task_key: Key of the task's id in the observations; an M3PO model has its own
     :return: The episodes of each task
-    :raises ValueError: if observations have no task, one that the model does not know, or more than it has, or if bounds are
-        missing or empty
+    :raises ValueError: for no environment or no episodes, if observations have no task, one that the model does not know, or
+        more than it has, or if bounds are missing or empty
     :raises RuntimeError: if the process of an environment dies: which, and of which task
     """
-    if n_eval_episodes < 1:
-        raise ValueError(f"n_eval_episodes={n_eval_episodes} must be at least 1")
+    check_count("n_eval_episodes", n_eval_episodes, "the episodes of each task")
+    check_environment(env)
+    if not isinstance(env, (gym.Env, VecEnv)):
+        raise ValueError(f"env={env!r} is no environment: make one by sb3_m3po.make_multitask_vec_env(tasks)")
     if not isinstance(env, VecEnv):
         inner = env
         env = DummyVecEnv([lambda: Monitor(inner)])

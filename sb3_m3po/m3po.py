@@ -194,7 +194,8 @@ class M3PO(OnPolicyAlgorithm):
             HybridDictRolloutBuffer if isinstance(self.observation_space, spaces.Dict) else HybridRolloutBuffer
         )
         if self.env is not None:  # its spaces are the model's, its time limits its own
-            self.observation_space, self._time_limit = self.env.observation_space, common_time_limit(self.env)
+            with dead_workers_named(self.env):
+                self.observation_space, self._time_limit = self.env.observation_space, common_time_limit(self.env)
         check_capacity(self, self.n_envs)
         tasks = find_tasks(self.observation_space, self.task_key, self.n_tasks)
         self.rollout_buffer = buffer_class(  # type: ignore[assignment]
@@ -351,10 +352,8 @@ class M3PO(OnPolicyAlgorithm):
             self._update_info_buffer(infos, dones)
             n_steps += 1
             rewards = self._remember(actions, new_obs, rewards, dones, infos)
-            buffer_actions = actions.reshape(env.num_envs, -1)  # in case of discrete actions
-            rollout_buffer.add(
-                self._last_obs, buffer_actions, rewards, self._last_episode_starts, values, log_probs  # type: ignore[arg-type]
-            )
+            actions = actions.reshape(env.num_envs, -1)  # in case of discrete actions
+            rollout_buffer.add(self._last_obs, actions, rewards, self._last_episode_starts, values, log_probs)  # type: ignore[arg-type]
             self._last_obs = new_obs  # type: ignore[assignment]
             self._last_episode_starts = dones
 
@@ -510,9 +509,9 @@ class M3PO(OnPolicyAlgorithm):
         :param force_reset: Force call to ``reset()`` before training
         :raises ValueError: if the environment does not fit the model, with the reason
         """
-        with misfits_explained(self, env):
+        with misfits_explained(self, env), dead_workers_named(self):
             super().set_env(env, force_reset)
-        self.observation_space, self._time_limit = self.env.observation_space, common_time_limit(self.env)  # type: ignore[arg-type, union-attr]
+            self.observation_space, self._time_limit = self.env.observation_space, common_time_limit(self.env)  # type: ignore[arg-type, union-attr]
         self.policy.set_time_limit(self._time_limit, self.observation_space)
 
     def add_tasks(self, env: GymEnv, train: str = "all") -> None:

@@ -420,6 +420,11 @@ def test_later_tasks_have_the_masks_that_the_model_sees(tasks: list[Task]) -> No
         (["Pendulum-v1", "CartPole-v1"], {}, "Box: Pendulum-v1; Discrete: CartPole-v1.*one agent for each kind"),
         (["NoSuch-v0"], {}, "NoSuch"),
         (["Meta-World/MT7"], {}, "Meta-World's suites are MT10, MT25, MT50"),
+        (["Meta-World/mt10"], {}, "Meta-World's suites are MT10, MT25, MT50"),
+        (["Meta-World/ML10"], {}, "Meta-World's suites are MT10, MT25, MT50"),
+        ([SMALL], dict(vec_env_cls="subproc"), "vec_env_cls='subproc' is no class of vec-envs: give SubprocVecEnv itself"),
+        (["BabyAI-NoSuchLevel-v0"], {}, "Task 'BabyAI-NoSuchLevel-v0': Environment `BabyAI-NoSuchLevel` doesn't exist"),
+        ([Task("LunarLander-v3", env_kwargs=dict(gravity=5.0))], {}, r"Task 'LunarLander-v3': gravity \(current value: 5.0\)"),
         (["dm_control/hard"], {}, "'dm_control/easy'"),
         ([LARGE], dict(observation_dim=4), "'large' has observation_dim=5, but there is room for 4"),
         ([LARGE], dict(action_dim=1), "'large' has action_dim=2, but there is room for 1"),
@@ -528,9 +533,16 @@ def test_like_needs_the_same_kind_of_actions() -> None:
 
 @pytest.mark.parametrize(
     ("task", "package"),
-    [("Meta-World/reach-v3", "metaworld"), ("dm_control/walker-walk-v0", "shimmy"), ("MiniGrid-Empty-5x5-v0", "minigrid")],
+    [
+        ("Meta-World/reach-v3", "metaworld"),
+        ("dm_control/walker-walk-v0", "shimmy"),
+        ("dm_control/walker-walk-v0", "dm_control"),
+        ("MiniGrid-Empty-5x5-v0", "minigrid"),
+        ("BabyAI-GoToObj-v0", "minigrid"),
+    ],
 )
 def test_a_missing_package_is_named(task: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("shimmy")  # it registers, once, what it finds
     monkeypatch.setitem(__import__("sys").modules, package, None)
     with pytest.raises(ImportError, match=rf'{package}: pip install "sb3_m3po\[envs\]"'):
         make_multitask_vec_env(task)
@@ -567,6 +579,30 @@ def test_a_worker_that_dies_before_its_first_step_is_named(at: str, place: int, 
     with pytest.raises(RuntimeError, match=r"environment \d \(task 'mortal'\).* died"):
         env = make_multitask_vec_env(tasks if place else tasks[::-1], copies, **kwargs)
         tiny_model(VecNormalize(env, norm_reward=False, norm_obs_keys=["observation"]), "MultiInputPolicy").learn(16)
+
+
+@pytest.mark.parametrize("where", ["construct", "load", "set_env", "add_tasks"])
+def test_a_worker_that_died_before_a_model_meets_it_is_named(where: str, tmp_path: Any) -> None:
+    def subproc(tasks: list[Any], **kwargs: Any) -> VecEnv:
+        return make_multitask_vec_env(
+            tasks, vec_env_cls=SubprocVecEnv, vec_env_kwargs=dict(start_method="forkserver"), **kwargs
+        )
+
+    model = tiny_model(make_multitask_vec_env([SMALL, Task(Echo, "one")]), "MultiInputPolicy")
+    model.save(tmp_path / "saved")
+    new = [Task(Echo, "three"), Task(Echo, "two")] if where == "add_tasks" else [SMALL, Task(Echo, "one")]
+    env: Any = subproc(new, like=model)
+    os.kill(env.processes[1].pid, signal.SIGKILL)
+    env.processes[1].join()
+    actions: dict[str, Callable[[], Any]] = dict(
+        construct=lambda: tiny_model(env, "MultiInputPolicy"),
+        load=lambda: M3PO.load(tmp_path / "saved", env=env),
+        set_env=lambda: model.set_env(env),
+        add_tasks=lambda: model.add_tasks(env),
+    )
+    name = "two" if where == "add_tasks" else "one"
+    with pytest.raises(RuntimeError, match=rf"environment 1 \(task '{name}'\) died"):
+        actions[where]()
 
 
 def test_a_worker_that_dies_is_named_without_a_model() -> None:
@@ -987,6 +1023,64 @@ def test_minigrid_s_direction_is_no_task() -> None:
     assert obs["observation"][0].tolist() in ([*direction, *codes.ravel()], [*codes.ravel(), *direction])
     alone = tiny_model(gym.wrappers.FilterObservation(gym.make("MiniGrid-Empty-5x5-v0"), ["direction"]), "MultiInputPolicy")
     assert alone.task_table is None
+
+
+@pytest.mark.parametrize("wrapped", ["", "filtered", "alone", "picture"])
+def test_minigrid_s_codes_are_no_picture(wrapped: str) -> None:
+    """However its environment is made; but a picture of it is one."""
+    wrappers = pytest.importorskip("minigrid.wrappers")
+
+    def made() -> gym.Env:
+        env = gym.make("MiniGrid-Empty-5x5-v0")
+        if wrapped == "filtered":
+            return gym.wrappers.FilterObservation(env, ["image"])
+        if wrapped == "picture":
+            env = wrappers.RGBImgPartialObsWrapper(env)
+        return wrappers.ImgObsWrapper(env) if wrapped else env
+
+    env = make_multitask_vec_env([made])
+    numbers: Any = env.reset()["observation"][0]  # type: ignore[index, call-overload]
+    inner: Any = env.unwrapped.envs[0].unwrapped  # type: ignore[attr-defined]
+    if wrapped == "picture":
+        assert len(numbers) == 56 * 56 * 3 and 0 < numbers.max() <= 1
+    else:
+        codes = inner.gen_obs()["image"].ravel()
+        assert numbers[: len(codes)].tolist() == codes.tolist() or numbers[-len(codes) :].tolist() == codes.tolist()
+
+
+def test_a_task_is_named_for_what_is_none_of_its_observations() -> None:
+    space = spaces.Dict(a=box(1), b=box(1))
+
+    class Forgetful(Echo):
+        def _observe(self) -> Any:
+            return {"a": np.zeros(1, np.float32)}
+
+    env = make_multitask_vec_env([SMALL, Task(Forgetful, "forgetful", env_kwargs=dict(observation_space=space))])
+    with pytest.raises(RuntimeError, match=r"Task 'forgetful' failed in an observation that is none of Dict.*KeyError: 'b'"):
+        env.reset()
+
+
+def test_a_task_is_named_for_its_bad_numbers() -> None:
+    class Bad(Echo):
+        def _observe(self) -> Any:
+            return np.full(1, np.nan, np.float32)
+
+    env = make_multitask_vec_env([SMALL, Task(Bad, "bad")], n_envs_per_task=2)
+    with pytest.raises(ValueError, match=r"Environment \[2, 3\] \(task 'bad'\) returned a NaN or infinite observation"):
+        tiny_model(env, "MultiInputPolicy").learn(16)
+
+
+@pytest.mark.parametrize("n_eval_episodes", [0, 2.5, "3"])
+def test_episodes_of_an_evaluation_are_counted(n_eval_episodes: Any) -> None:
+    env = make_multitask_vec_env(SMALL)
+    with pytest.raises(ValueError, match=f"n_eval_episodes={n_eval_episodes!r} must be a whole number"):
+        evaluate_per_task(tiny_model(env, "MultiInputPolicy"), env, n_eval_episodes)
+
+
+@pytest.mark.parametrize("env", ["Pendulum-v1", [SMALL], None])
+def test_an_evaluation_needs_an_environment(env: Any) -> None:
+    with pytest.raises(ValueError, match=r"make.* one.*by sb3_m3po\.make_multitask_vec_env"):
+        evaluate_per_task(None, env)
 
 
 def test_random_spaces_survive_the_round_trip() -> None:

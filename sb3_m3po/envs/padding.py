@@ -230,9 +230,14 @@ class TaskWrapper(gym.Wrapper):
         """
         :param observation: The task's own
         :return: Padded, with the task's id
+        :raises RuntimeError: if it is none of the task's space
         :raises ValueError: if it is longer or shorter than those of its space
         """
-        numbers, padded = flat(self._own_observations, observation), np.zeros(self._observation_dim, np.float32)
+        try:
+            numbers = flat(self._own_observations, observation)
+        except Exception as error:
+            raise self._failure(f"an observation that is none of {self._own_observations}", error) from error
+        padded = np.zeros(self._observation_dim, np.float32)
         if len(numbers) != self.spec_of_task.observation_dim:
             raise ValueError(
                 f"Task {self.spec_of_task.name!r} gave an observation of {len(numbers)} numbers, but its observation_space "

@@ -1,6 +1,7 @@
 """What a task may be called: a Gymnasium id, a Meta-World task, a suite, or something callable."""
 
 import importlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
@@ -27,7 +28,7 @@ DM_CONTROL_EASY = (
 )
 _META_WORLD_SUITES = ("MT10", "MT25", "MT50")
 #: Prefix of an id -> module that registers it
-REGISTERED_BY = {"dm_control/": "shimmy", "Meta-World/": "metaworld", "MiniGrid-": "minigrid"}
+REGISTERED_BY = {"dm_control/": "shimmy", "Meta-World/": "metaworld", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}
 #: The highest of MiniGrid's codes
 _MINIGRID_CODES = 10.0
 #: Seed of Meta-World's 50 positions of each task's goal: training and evaluation have the same ones
@@ -76,7 +77,7 @@ class Task:
         :raises ValueError: if there is no such environment, it does not take its arguments, or the callable returns something
             else
         """
-        env = self._make(**env_kwargs)
+        env = _minigrid(self._make(**env_kwargs))
         return env if self.action_repeat == 1 else ActionRepeat(env, self.action_repeat)
 
     def _make(self, **env_kwargs: Any) -> gym.Env:
@@ -86,11 +87,12 @@ class Task:
         package = next((name for prefix, name in REGISTERED_BY.items() if self.env.startswith(prefix)), None)
         if package is not None:
             _import(package, self.env)
+        if package == "shimmy":  # which is there without it
+            _import("dm_control", self.env)
         try:
-            env = _meta_world(self.env, kwargs) if package == "metaworld" else gym.make(self.env, **kwargs)
-        except (gym.error.Error, TypeError) as error:
+            return _meta_world(self.env, kwargs) if package == "metaworld" else gym.make(self.env, **kwargs)
+        except (gym.error.Error, TypeError, AssertionError) as error:
             raise ValueError(f"Task {str(self)!r}: {error}") from error
-        return _minigrid(env) if package == "minigrid" else env
 
     def _called(self, maker: Callable[..., Any]) -> gym.Env:
         try:
@@ -151,7 +153,7 @@ def _expand(task: str | Task | Callable[..., gym.Env]) -> Iterator[Task]:
         yield from map(Task, DM_CONTROL_EASY)
     elif task.upper() in _META_WORLD_SUITES:
         raise ValueError(f"Unknown task {task!r}: the suite is called 'Meta-World/{task.upper()}'")
-    elif task.startswith("Meta-World/MT"):
+    elif task.startswith("Meta-World/") and task[11:13].upper() in ("MT", "ML"):
         yield from (Task(f"Meta-World/{name}") for name in meta_world_names(task.removeprefix("Meta-World/")))
     elif task.startswith("dm_control/") and "-" not in task:
         raise ValueError(
@@ -223,14 +225,20 @@ class _SeededGoals(gym.Wrapper):
 
 def _minigrid(env: gym.Env) -> gym.Env:
     """
-    Without MiniGrid's mission, which is a text and in most of its environments always the same one; and its "image", which is
-    no picture but codes of things, colours and states, as the numbers that they are.
+    MiniGrid's environments without their mission, which is a text and in most of them always the same one; and with their
+    "image", which is no picture but codes of things, colours and states, as the numbers that they are. Others, and what was
+    made a picture, as they are.
     """
-    space = env.observation_space
-    if not (isinstance(space, spaces.Dict) and "mission" in space.spaces):
+    module, space = sys.modules.get("minigrid.minigrid_env"), env.observation_space
+    if module is None or not isinstance(env.unwrapped, module.MiniGridEnv):
         return env
-    parts = {key: part for key, part in space.spaces.items() if key != "mission"}
-    parts["image"] = spaces.Box(0.0, _MINIGRID_CODES, space["image"].shape, np.float32)
+    codes = env.unwrapped.observation_space["image"]  # type: ignore[index]
+    as_numbers = spaces.Box(0.0, _MINIGRID_CODES, codes.shape, np.float32)
+    if space == codes:
+        return TransformObservation(env, np.float32, as_numbers)
+    if not (isinstance(space, spaces.Dict) and space.spaces.get("image") == codes):
+        return env
+    parts = {key: part for key, part in space.spaces.items() if key != "mission"} | {"image": as_numbers}
     return TransformObservation(
         env, lambda seen: {key: np.float32(seen[key]) if key == "image" else seen[key] for key in parts}, spaces.Dict(parts)
     )

@@ -62,6 +62,8 @@ def make_multitask_vec_env(
     made = expand(tasks)
     shared, ids = find_layout(made, expose_masks, like, observation_dim, action_dim)
     vec_env_cls = DummyVecEnv if vec_env_cls is None else vec_env_cls
+    if not callable(vec_env_cls):
+        raise ValueError(f"vec_env_cls={vec_env_cls!r} is no class of vec-envs: give SubprocVecEnv itself, or DummyVecEnv")
     makers = [
         partial(_monitored, task, shared, ids[i], i * n_envs_per_task + copy, seed, monitor_dir)
         for i, task in enumerate(made)
