@@ -1,8 +1,6 @@
 """
-Tells rl-zoo3 of M3PO as soon as it is imported: ``python -m rl_zoo3.train --algo m3po``. ``SB3_M3PO_ZOO_HOOK=0``: not.
-
-It is installed beside the packages, with a ``.pth`` file that imports it whenever Python starts; so it imports nothing that
-Python has not imported by then, and what fails in it is a warning: rl-zoo3 has other algorithms too.
+Tells rl-zoo3 of M3PO as soon as it is imported, unless ``SB3_M3PO_ZOO_HOOK`` is 0. A ``.pth`` file imports it whenever Python
+starts, so it imports nothing itself before rl-zoo3 does; and what fails is a warning.
 """
 
 import os
@@ -22,21 +20,19 @@ class ZooHook:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
-
-            def execute_and_register(module: object) -> None:
-                execute(module)  # type: ignore[arg-type]
-                try:
-                    from sb3_m3po.zoo import register
-
-                    register()
-                except Exception as error:
-                    import warnings
-
-                    advice = "SB3_M3PO_ZOO_HOOK=0 switches this off"
-                    warnings.warn(f"rl-zoo3 goes without m3po: {type(error).__name__}: {error} ({advice})", stacklevel=2)
-
-            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+            spec.loader.exec_module = lambda module: (execute(module), _register())  # type: ignore[assignment, func-returns-value, method-assign]
         return spec
+
+
+def _register() -> None:
+    try:
+        from sb3_m3po.zoo import register
+
+        register()
+    except Exception as error:
+        import warnings
+
+        warnings.warn(f"rl-zoo3 goes without m3po: {error!r}; SB3_M3PO_ZOO_HOOK=0 switches this off", stacklevel=2)
 
 
 if os.environ.get("SB3_M3PO_ZOO_HOOK", "1") != "0":

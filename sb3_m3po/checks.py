@@ -1,5 +1,7 @@
 """Bad input: errors that name what was given and what to do."""
 
+import difflib
+import inspect
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -112,6 +114,7 @@ def check_classes(model: Any) -> None:
     """
     :param model: An M3PO model whose arguments are stored
     :raises ValueError: for a policy, buffer or action space of another kind
+    :raises TypeError: for ``policy_kwargs`` that the policy does not take
     """
     policy_class, chosen = model.policy_class, model.rollout_buffer_class
     if not (isinstance(policy_class, type) and issubclass(policy_class, WorldModelPolicy)):
@@ -123,8 +126,7 @@ def check_classes(model: Any) -> None:
         raise ValueError(f"You must use `MultiInputPolicy` with a Dict observation space, not {policy_class.__name__}")
     if not isinstance(model.observation_space, spaces.Dict) and policy_class is MultiInputPolicy:
         raise ValueError(f"MultiInputPolicy needs a Dict observation space, not {model.observation_space}: use 'MlpPolicy'")
-    if taken := {"gamma", "time_limit", "planner_kwargs", "task_key", "n_tasks"} & set(model.policy_kwargs):
-        raise ValueError(f"policy_kwargs hold {sorted(taken)}: pass them to M3PO itself")
+    _check_policy_kwargs(policy_class, model.policy_kwargs)
     if isinstance(model.action_space, spaces.MultiDiscrete) and model.action_space.nvec.ndim > 1:
         raise ValueError(
             f"Multi-dimensional MultiDiscrete actions ({model.action_space}) are not supported: "
@@ -138,6 +140,16 @@ def check_classes(model: Any) -> None:
         )
     if model._vec_normalize_env is not None:
         transposers_above(model.env, model._vec_normalize_env)
+
+
+def _check_policy_kwargs(policy_class: type, given: dict[str, Any]) -> None:
+    if taken := {"gamma", "time_limit", "planner_kwargs", "task_key", "n_tasks"} & set(given):
+        raise ValueError(f"policy_kwargs hold {sorted(taken)}: pass them to M3PO itself")
+    known = inspect.signature(policy_class).parameters
+    unknown = [] if any(p.kind is p.VAR_KEYWORD for p in known.values()) else [name for name in given if name not in known]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.0)[0]
+        raise TypeError(f"policy_kwargs got unexpected keyword arguments {unknown}: for {unknown[0]!r} do you mean {near!r}?")
 
 
 def check_numbers(model: Any) -> None:

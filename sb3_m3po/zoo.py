@@ -37,7 +37,6 @@ _OPTIONS = {"seed": "--seed", "device": "--device", "verbose": "--verbose", "ten
 #: Scripts of ``m3po-zoo``
 SCRIPTS = {
     **{name: f"rl_zoo3.{name}" for name in ("train", "enjoy", "record_video", "record_training", "benchmark")},
-    **{name: f"rl_zoo3.{name}" for name in ("push_to_hub", "load_from_hub")},
     **{name: f"rl_zoo3.plots.{name}" for name in ("plot_train", "all_plots", "plot_from_file")},
 }
 _USAGE = f"usage: m3po-zoo {{{','.join(SCRIPTS)}}} [options of the script; --help lists them]"
@@ -48,7 +47,7 @@ _OURS = {"sb3_m3po", "stable_baselines3", "sb3_contrib", "rl_zoo3", "gymnasium",
 #: These take several algorithms, or none
 _WITHOUT_ALGO = ("benchmark", "all_plots", "plot_from_file")
 #: These make no environment
-_WITHOUT_ENV = ("load_from_hub", "plot_train", "all_plots", "plot_from_file")
+_WITHOUT_ENV = ("plot_train", "all_plots", "plot_from_file")
 #: Of rl-zoo3: where a wrapper or a callback is looked up by its name
 _CLASS_LOOKUPS = ("get_wrapper_class", "get_class_by_name")
 
@@ -151,6 +150,11 @@ def _bad_entry(error: Exception, manager: Any) -> Exception:
     if "NoneType" in str(error):
         return ValueError(
             f"The entry for {manager.env_name.gym_id} in {manager.config} is empty: it needs n_timesteps and policy"
+        )
+    if isinstance(error, (AttributeError, TypeError)):
+        return ValueError(
+            f"{manager.config} can't be read ({error}): it must map environments to entries, and each entry settings to "
+            "values, as in Pendulum-v1: {n_timesteps: 8000, policy: 'MlpPolicy'}"
         )
     return error
 

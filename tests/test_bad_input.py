@@ -285,6 +285,12 @@ def test_unknown_keywords_are_named(where: str) -> None:
         tiny_model(randoms(), **{where: dict(wrong_keyword=1)})
 
 
+def test_the_nearest_policy_keyword_is_named() -> None:
+    message = r"policy_kwargs got unexpected keyword arguments \['latent_dims'\]: .*do you mean 'latent_dim'\?"
+    with pytest.raises(TypeError, match=message):
+        M3PO("MlpPolicy", randoms(), policy_kwargs=dict(latent_dims=3))
+
+
 def test_wrong_arguments_are_found_when_loading(tmp_path: Path) -> None:
     tiny_model(randoms()).save(tmp_path / "model")
     with pytest.raises(ValueError, match="batch_size=0"):

@@ -72,3 +72,20 @@ def test_rl_zoo3_reads_the_command_of_an_agent_as_its_settings(agent: Path, monk
     # The folder of the logs was another one while they were trained
     read = {**caught.value.args[0], "log_folder": settings["log_folder"]}
     assert read == settings
+
+
+def read_settings(manager: Any) -> None:
+    raise Parsed(dict(manager.read_hyperparameters()[1]))
+
+
+@pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: agent.name)
+def test_the_command_of_an_agent_means_its_settings(agent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("shimmy"), pytest.importorskip("minigrid")
+    import rl_zoo3.train
+
+    words = shlex.split(next(agent.glob("*/command.txt")).read_text(encoding="utf-8"))
+    monkeypatch.setattr(rl_zoo3.train.ExperimentManager, "setup_experiment", read_settings)
+    monkeypatch.setattr("sys.argv", ["train", *words[3:]])
+    with pytest.raises(Parsed) as caught:
+        rl_zoo3.train.train()
+    assert caught.value.args[0] == dict(yaml.unsafe_load(next(agent.glob("*/config.yml")).read_text(encoding="utf-8")))

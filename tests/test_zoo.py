@@ -377,6 +377,9 @@ def test_settings_are_read_from_the_file_that_was_named(tmp_path: Path) -> None:
             "DoorKey-5x5-v0 needs an env_wrapper, since its mission is a text: copy the entry of MiniGrid-Empty-5x5-v0 in",
         ),
         ("default: {policy: MlpPolicy}", {"_is_atari": True}, "has no entry for Pendulum-v1, and none named 'atari'"),
+        ("[Pendulum-v1]", {}, "mine.yml can't be read .*: it must map environments to entries, .* as in Pendulum-v1: {"),
+        ("Pendulum-v1: [5, MlpPolicy]", {}, "mine.yml can't be read .*: it must map environments to entries"),
+        ("Pendulum-v1: 5", {}, "mine.yml can't be read .*: it must map environments to entries"),
     ],
 )
 def test_what_a_settings_file_lacks_is_named(content: str, given: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -502,8 +505,11 @@ TRAIN = ("python", "-m", "rl_zoo3.train", "--algo", "m3po", "--env", "Pendulum-v
 
 
 def test_train_continue_and_enjoy(installed: Installed) -> None:
-    printed = installed.run(*TRAIN, "-n", "500", "--eval-freq", "200", "--save-freq", "200", "--save-replay-buffer", *TINY)
-    assert "site-packages/sb3_m3po/hyperparams/m3po.yml" in printed and "n_updates" in printed
+    often = ("--eval-freq", "200", "--save-freq", "200", "--save-replay-buffer")
+    shown = ("--vec-env", "subproc", "-tb", "logs/tb", "--progress")
+    printed = installed.run(*TRAIN, "-n", "500", *often, *shown, *TINY)
+    assert "site-packages/sb3_m3po/hyperparams/m3po.yml" in printed and "n_updates" in printed and "100%" in printed
+    assert list((installed.folder / "logs" / "tb").rglob("events.out.tfevents.*"))
     folder = installed.folder / "logs" / "m3po" / "Pendulum-v1_1"
     names = {"Pendulum-v1.zip", "best_model.zip", "evaluations.npz", "rl_model_200_steps.zip", "replay_buffer.pkl"}
     assert names <= {path.name for path in folder.iterdir()}
@@ -524,14 +530,66 @@ def test_tracking_by_weights_and_biases(installed: Installed) -> None:
     assert b"world_model/reward_loss" in content and b'learning_starts":100' in content
 
 
-def search(storage: str, trials: str, name: str = "s") -> list[str]:
+def test_a_settings_file_as_for_ppo(installed: Installed) -> None:
+    (installed.folder / "mine.yml").write_text("""
+Pendulum-v1:
+  n_timesteps: 600
+  policy: 'MlpPolicy'
+  gamma: 0.98
+  learning_rate: lin_0.002
+  learning_starts: 100
+  normalize: true
+  env_wrapper: [{gymnasium.wrappers.RescaleAction: {min_action: -0.5, max_action: 0.5}}]
+  callback: [{stable_baselines3.common.callbacks.CheckpointCallback: {save_freq: 200, save_path: called}}]
+  policy_kwargs: dict(latent_dim=16, encoder_arch=[16], model_arch=[16], net_arch=[16])
+""")
+    printed = installed.run(*TRAIN, "-conf", "mine.yml", "-f", "mine", "--eval-freq", "-1")
+    rates = [float(rate) for rate in re.findall(r"learning_rate +\| ([\d.e-]+)", printed)]
+    assert "n_updates" in printed and 0.002 > rates[0] > rates[-1]
+    assert (installed.folder / "called" / "rl_model_400_steps.zip").exists()
+    enjoy = ("rl_zoo3.enjoy", "--algo", "m3po", "--env", "Pendulum-v1", "-f", "mine", "--no-render", "-n", "200")
+    printed = installed.run("python", "-m", *enjoy)
+    assert "Loading running average" in printed and "Mean reward: -" in printed
+
+
+DIVERGING = """
+import gymnasium as gym
+
+
+class Diverging(gym.RewardWrapper):
+    made = 0
+
+    def __init__(self, env):
+        super().__init__(env)
+        Diverging.made += 1
+        self.diverges = Diverging.made <= 3  # a first look at the spaces, then training and evaluation of a trial
+
+    def reward(self, reward):
+        return float("nan") if self.diverges else reward
+"""
+
+
+def test_a_trial_that_diverges_is_pruned(installed: Installed) -> None:
+    (installed.packages / "diverging.py").write_text(DIVERGING)
+    (installed.folder / "bad.yml").write_text(
+        "Pendulum-v1: {n_timesteps: 220, policy: MlpPolicy, env_wrapper: diverging.Diverging}"
+    )
+    printed = installed.run(*search("logs/bad.log", "--n-trials 2", "bad"), "-conf", "bad.yml", "-f", "bad")
+    (installed.packages / "diverging.py").unlink()
+    assert printed.count("NaN or infinite reward") == 1, printed
+    assert "Number of finished trials:  2" in printed
+    assert "Trial 0 pruned" in printed and "Trial 1 finished" in printed
+
+
+def search(storage: str, trials: str, name: str = "s", plots: bool = False) -> list[str]:
     """:return: The command of a study whose trials take a second"""
-    study = ["--study-name", name, "--storage", storage, "--sampler", "tpe", "--pruner", "median", "--no-optim-plots"]
+    study = ["--study-name", name, "--storage", storage, "--sampler", "tpe", "--pruner", "median"]
+    study += [] if plots else ["--no-optim-plots"]
     return [*TRAIN, "-n", "220", "-optimize", *trials.split(), *study, "-params", "learning_starts:1000"]
 
 
 def test_a_study_and_one_of_its_trials(installed: Installed) -> None:
-    printed = installed.run(*search("logs/s.log", "--n-trials 2 --n-jobs 2"))
+    printed = installed.run(*search("logs/s.log", "--n-trials 2 --n-jobs 2", plots=True))
     assert "Number of finished trials:  2" in printed and "planner_samples" in printed
     study = ["--study-name", "s", "--storage", "logs/s.log", "--trial-id", "1"]
     printed = installed.run(*TRAIN, "-n", "220", *study, "-params", "learning_starts:1000")
@@ -674,5 +732,8 @@ def test_nothing_is_left_after_uninstalling(editable: bool, wheel: Path, tmp_pat
     known, path = environment.run("python", "-c", code).split()
     assert known == "True" and ("source/hyperparams" in path) == editable
     environment.pip("uninstall", "-y", "sb3_m3po")
-    assert environment.files() == environment.at_first
-    assert environment.run("python", "-c", "import rl_zoo3; print('m3po' in rl_zoo3.ALGOS)").split() == ["False"]
+    assert environment.files() == environment.at_first and not (environment.bin / "m3po-zoo").exists()
+    assert not [path for path in environment.packages.rglob("*") if "m3po" in path.name]
+    assert "invalid choice: 'm3po'" in environment.run(*TRAIN, fails=True)
+    environment.run("python", "-m", "rl_zoo3.train", "--algo", "ppo", "--env", "CartPole-v1", "-n", "32", "--eval-freq", "-1")
+    assert (tmp_path / "logs" / "ppo" / "CartPole-v1_1" / "CartPole-v1.zip").exists()

@@ -22,22 +22,50 @@ from run import WORK, outcome_of, source_of  # noqa: E402
 from tests.hub import serving  # noqa: E402
 
 SUITE, RESULTS = WORK / "zoo", WORK / "zoo.xml"
-#: Scripts that the repository has at its top, and the source distribution has not
-SCRIPTS = {
+TINY = "dict(latent_dim=16,encoder_arch=[16],model_arch=[16],net_arch=dict(pi=[16],vf=[16]))"
+SETTINGS = f"dict(n_timesteps=100, policy='MlpPolicy', learning_starts=50, policy_kwargs={TINY})"
+#: What the tests use of the repository and the source distribution has not; of our own, with settings of M3PO
+FILES = {
     "train.py": "from rl_zoo3.train import train\n\ntrain()\n",
     "enjoy.py": "from rl_zoo3.enjoy import enjoy\n\nenjoy()\n",
+    "tests/test_config.yml": (
+        f"Pendulum-v1:\n  n_timesteps: 1000\n  policy: MlpPolicy\n  env_kwargs: {{g: 5.0}}\n  policy_kwargs: {TINY}\n"
+    ),
+    "hyperparams/python/ppo_config_example.py": f"hyperparams = {{'MountainCarContinuous-v0': {SETTINGS}}}\n",
+    "tests/dummy_env/test_env/__init__.py": (
+        "from gymnasium.envs.registration import register\n\n"
+        "register('TestEnv-v0', 'gymnasium.envs.classic_control:PendulumEnv', max_episode_steps=20)\n"
+    ),
+    "tests/dummy_env/test_env/config.py": f"hyperparams = {{'TestEnv-v0': {SETTINGS}}}\n",
+    "scripts/parse_study.py": """
+import argparse, json, pickle
+from pathlib import Path
+
+parser = argparse.ArgumentParser()
+parser.add_argument("-i")
+parser.add_argument("-f", type=Path)
+parser.add_argument("--print-n-best-trials", type=int)
+parser.add_argument("--save-n-best-hyperparameters", type=int)
+args = parser.parse_args()
+with open(args.i, "rb") as file:
+    best = sorted((t for t in pickle.load(file).trials if t.value is not None), key=lambda t: -t.value)
+args.f.mkdir(parents=True)
+for rank, trial in enumerate(best[: args.print_n_best_trials]):
+    print(trial.number, trial.value, trial.params)
+    (args.f / f"hyperparameters_{rank + 1}.json").write_text(json.dumps(trial.params))
+""",
 }
 #: Environments for which the repository has trained agents that the tests use, and of which algorithm
 AGENTS = {"CartPole-v1": "a2c", "Pendulum-v1": "sac"}
-TINY = "dict(latent_dim=16,encoder_arch=[16],model_arch=[16],net_arch=dict(pi=[16],vf=[16]))"
-MIN_PASSED = 45
+MIN_PASSED = 50
 
 
 def make_suite() -> None:
     """Lay the tests out as in rl-zoo3's repository, with our conftest.py and small trained agents beside them."""
     shutil.rmtree(SUITE, ignore_errors=True)
     shutil.copytree(source_of("rl_zoo3") / "tests", SUITE / "tests")
-    for name, code in SCRIPTS.items():
+    for name, code in FILES.items():
+        (SUITE / name).parent.mkdir(parents=True, exist_ok=True)
         (SUITE / name).write_text(code, encoding="utf-8")
     shutil.copy(HERE / "conftest.py", SUITE)
     (SUITE / "bin").mkdir()
