@@ -158,7 +158,7 @@ def test_docs_have_the_committed_times() -> None:
     for row in csv.DictReader((RESULTS / "scaling.csv").open()):
         assert f"| {' | '.join([row[column] for column in scaling.COLUMNS[:-2]])} |" in docs
     tables: dict[tuple[str, str, str], list[str]] = {}
-    for name in ("speed.csv", "speed-medium.csv"):
+    for name in ("speed.csv", "speed-medium.csv", "speed-xeon.csv", "speed-xeon-medium.csv"):
         for row in csv.DictReader((RESULTS / name).open()):
             tables.setdefault((name, row["measure"], row["case"]), []).append(row["value"])
     assert tables and all(f"| {case} | {' | '.join(values)} |" in docs for (_, _, case), values in tables.items())
