@@ -21,7 +21,7 @@ from benchmarks.speed import ENV_ID, time_updates
 from sb3_m3po import M3PO
 from sb3_m3po.zoo import MAX_COST, NETWORKS, sample_m3po_params
 
-CORNERS = {"batch_size_pow": (6, 8), "planner_samples": (0, 64), "network": tuple(NETWORKS)}
+CORNERS = {"batch_size_pow": (6, 7, 8), "planner_samples": (0, 64), "network": tuple(NETWORKS)}
 REST = {"learning_rate": 1e-3, "one_minus_gamma": 0.01, "n_step_returns": 3, "samples_per_step_pow": 8, "target_kl": 1.0}
 
 
