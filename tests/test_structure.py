@@ -50,7 +50,7 @@ ORDER = [
     "_zoo_hook",
     "__init__",
 ]
-MAX_LINES = {"m3po": 580}
+MAX_LINES = {"m3po": 580, "_zoo_hook": 39}
 
 
 def tree(name: str) -> ast.Module:

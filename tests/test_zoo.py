@@ -546,7 +546,9 @@ Pendulum-v1:
     printed = installed.run(*TRAIN, "-conf", "mine.yml", "-f", "mine", "--eval-freq", "-1")
     rates = [float(rate) for rate in re.findall(r"learning_rate +\| ([\d.e-]+)", printed)]
     assert "n_updates" in printed and 0.002 > rates[0] > rates[-1]
-    assert (installed.folder / "called" / "rl_model_400_steps.zip").exists()
+    saved = str(installed.folder / "called" / "rl_model_400_steps.zip")
+    code = f"from sb3_m3po import M3PO; m = M3PO.load({saved!r}); print(m.action_space.high, m.policy.sizes.latent_dim)"
+    assert installed.run("python", "-c", code).split() == ["[0.5]", "16"]
     enjoy = ("rl_zoo3.enjoy", "--algo", "m3po", "--env", "Pendulum-v1", "-f", "mine", "--no-render", "-n", "200")
     printed = installed.run("python", "-m", *enjoy)
     assert "Loading running average" in printed and "Mean reward: -" in printed
