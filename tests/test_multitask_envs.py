@@ -1025,23 +1025,23 @@ def test_minigrid_s_direction_is_no_task() -> None:
     assert alone.task_table is None
 
 
-@pytest.mark.parametrize("wrapped", ["", "filtered", "alone", "picture"])
+@pytest.mark.parametrize("wrapped", ["", "filtered", "alone", "picture", "filtered picture"])
 def test_minigrid_s_codes_are_no_picture(wrapped: str) -> None:
     """However its environment is made; but a picture of it is one."""
     wrappers = pytest.importorskip("minigrid.wrappers")
 
     def made() -> gym.Env:
         env = gym.make("MiniGrid-Empty-5x5-v0")
-        if wrapped == "filtered":
-            return gym.wrappers.FilterObservation(env, ["image"])
-        if wrapped == "picture":
+        if "picture" in wrapped:
             env = wrappers.RGBImgPartialObsWrapper(env)
+        if "filtered" in wrapped:
+            return gym.wrappers.FilterObservation(env, ["image"])
         return wrappers.ImgObsWrapper(env) if wrapped else env
 
     env = make_multitask_vec_env([made])
     numbers: Any = env.reset()["observation"][0]  # type: ignore[index, call-overload]
     inner: Any = env.unwrapped.envs[0].unwrapped  # type: ignore[attr-defined]
-    if wrapped == "picture":
+    if "picture" in wrapped:
         assert len(numbers) == 56 * 56 * 3 and 0 < numbers.max() <= 1
     else:
         codes = inner.gen_obs()["image"].ravel()
