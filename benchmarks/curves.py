@@ -109,6 +109,15 @@ class Results:
         low = self.random[env_id]
         return (returns - low) / (self.reference[env_id] - low)
 
+    def returns(self, env_id: str, scores: np.ndarray) -> np.ndarray:
+        """
+        :param env_id: an environment
+        :param scores: as of :meth:`score`, any shape
+        :return: the returns that score so, same shape
+        """
+        low = self.random[env_id]
+        return low + scores * (self.reference[env_id] - low)
+
     def budget_of(self, label: str, env_id: str) -> int:
         """
         :param label: algorithm and variant

@@ -37,6 +37,8 @@ LEARNED = 0.1
 WORST = -0.1
 CHECKPOINTS = (25_000, 50_000, 100_000)
 DM_CONTROL_METHODS = ("TD-MPC2", "MR.Q")
+#: Whose published returns stand beside M3PO's
+PUBLISHED = ("SAC", "TD-MPC2", "MR.Q", "SimbaV2 (2 updates a step)")
 
 Race = tuple[float, bool]
 """A ratio, and whether it is only a bound because one side never came to the score."""
@@ -248,6 +250,35 @@ def worst_table(results: Results, agent: str) -> str:
     return with_notes(lines, {"Not run yet": missing})
 
 
+def returns_table(results: Results) -> str:
+    """
+    :param results: what was measured
+    :return: M3PO's returns at 100,000 steps (frames) beside published ones
+    """
+    lines = header("environment", "seeds", NAMES[M3PO], NAMES[PLANNED], *PUBLISHED, "best of all published")
+    missing = []
+    for env_id in EVERYWHERE:
+        mine, planned = (results.curve(agent, env_id) for agent in (M3PO, PLANNED))
+        if mine is None or planned is None:
+            missing.append(env_id)
+            continue
+        theirs = results.published(env_id)
+        scores = [float(curve.at(BUDGET).mean()) for curve in (mine, planned)] + [theirs.get(name, np.nan) for name in PUBLISHED]
+        name, best = max(theirs.items(), key=lambda item: item[1], default=("", np.nan))
+        cells = [readable(value) for value in results.returns(env_id, np.array([*scores, best])).tolist()]
+        cells[-1] = f"{cells[-1]}, {name}" if name else ""
+        lines.append(row(env_id, len(mine.scores), *cells))
+    return with_notes(lines, {"Not run yet": missing})
+
+
+def readable(value: float) -> str:
+    """
+    :param value: a return, or NaN
+    :return: with four digits or so; nothing if there is none
+    """
+    return "" if np.isnan(value) else f"{value:,.0f}" if abs(value) >= 10 else f"{value:.1f}"
+
+
 def may_run(label: str, env_id: str) -> bool:
     """
     :param label: algorithm and variant
@@ -403,6 +434,7 @@ def main(argv: list[str] | None = None) -> None:
     parts["Against PPO with rl-zoo3's settings and budget"] = race_table(results, raced, (PPO,))
     parts["Against the best of SAC, TQC and CrossQ"] = race_table(results, OFF_POLICY, OFF_POLICY_AGENTS)
     parts["Against SAC"] = race_table(results, OFF_POLICY, (SAC,))
+    parts["Returns at 100,000 steps, beside published ones"] = returns_table(results)
     for agent, suffix in ((M3PO, ""), (PLANNED, ", while M3PO plans")):
         parts[f"dm_control at 100,000 frames, beside published scores{suffix}"] = published_table(results, agent)
         parts[f"Everywhere, beside the best at 100,000 steps{suffix}"] = worst_table(results, agent)

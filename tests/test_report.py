@@ -13,8 +13,8 @@ from gymnasium import spaces
 from benchmarks import ablations, report, scaling, speed, suite
 from benchmarks.ablated import ConstantEntropy, CriticsAlone, LastNetworks, ModelFree, Undelayed
 from benchmarks.algorithms import apply_overrides
-from benchmarks.curves import Curve, Results, interquartile_means, median_with_bounds
-from benchmarks.record import read_rows, stem, write_rows
+from benchmarks.curves import PUBLISHED_CSV, Curve, Results, interquartile_means, median_with_bounds
+from benchmarks.record import RESULTS, read_rows, stem, write_rows
 from benchmarks.run import COLUMNS
 from benchmarks.suites import ENVIRONMENTS, budgets, core_hours
 from sb3_m3po import M3PO
@@ -116,6 +116,34 @@ def test_report_is_made_from_csv_files_alone(tmp_path, capsys):
     assert re.search(r"cheetah-run-v0 \| 0\.\d+ \| 0\.5\d+ \| 0\.6\d+ \| 25,000 \| 4\.0 \|", text)
     assert "The smallest difference is " in text and "never below -0.1 is missed" in text
     assert {path.suffix for path in (tmp_path / "report").iterdir()} == {".md", ".png"}
+
+
+def test_returns_stand_beside_published_ones(tmp_path):
+    results = Results(tmp_path)
+    scores = results.score("Ant-v5", np.array([[-50.0, 0.0], [1_234.5, 4_615.8]]))
+    assert results.returns("Ant-v5", scores) == pytest.approx(np.array([[-50.0, 0.0], [1_234.5, 4_615.8]]))
+    for label, last in ((report.M3PO, 900.0), (report.PLANNED, 910.0)):
+        for seed in (0, 1):
+            record(tmp_path, label, "dm_control/hopper-hop-v0", seed, [0.0, 5.0, 1.0, last + seed], 25_000, 1.0)
+            record(tmp_path, label, "LunarLanderContinuous-v3", seed, [0.0, 5.0, 1.0, last], 25_000, 1.0)
+    record(tmp_path, report.M3PO, "Ant-v5", 0, [0.0] * 4, 25_000, 1.0)
+    table = report.returns_table(results).splitlines()
+    names = table[0].strip("| ").split(" | ")
+    assert names[:4] == ["environment", "seeds", "M3PO", "M3PO, planning"]
+    # To a name in the table the return that stands in the file
+    hop = dict(zip(names, table[3].strip("| ").split(" | "), strict=True))
+    assert (hop["seeds"], hop["M3PO"], hop["M3PO, planning"]) == ("2", "900", "910")
+    rows = {row["method"]: float(row["mean"]) for row in read_rows(PUBLISHED_CSV) if row["env"] == "dm_control/hopper-hop-v0"}
+    for name in report.PUBLISHED:
+        assert hop[name] == report.readable(rows[name])
+    best = max(rows, key=lambda name: rows[name])
+    assert hop["best of all published"] == f"{rows[best]:.0f}, {best}"
+    assert table[2].startswith("| LunarLanderContinuous-v3 | 2 | 900 | 910 |  |  | ") and len(table[3:]) == 3
+    assert "Ant-v5" in table[-1], "its planned evaluations are not there"
+
+
+def test_the_documentation_has_todays_returns() -> None:
+    assert report.returns_table(Results(RESULTS)) in Path("docs/benchmarks.md").read_text()
 
 
 def test_seconds_of_other_products_are_told(tmp_path):
