@@ -263,7 +263,9 @@ def returns_table(results: Results) -> str:
             missing.append(env_id)
             continue
         theirs = results.published(env_id)
-        scores = [float(curve.at(BUDGET).mean()) for curve in (mine, planned)] + [theirs.get(name, np.nan) for name in PUBLISHED]
+        scores = [float(curve.at(BUDGET).mean()) for curve in (mine, planned)] + [
+            theirs.get(name, np.nan) for name in PUBLISHED
+        ]
         name, best = max(theirs.items(), key=lambda item: item[1], default=("", np.nan))
         cells = [readable(value) for value in results.returns(env_id, np.array([*scores, best])).tolist()]
         cells[-1] = f"{cells[-1]}, {name}" if name else ""
