@@ -177,11 +177,17 @@ def _searching_by_grpc(search: Any) -> Any:
         try:
             search(manager)
         except Exception as error:
-            if type(error).__module__.partition(".")[0] not in ("json", "sqlalchemy"):
+            if not _is_of_storage(error, name):
                 raise
             raise ValueError(f"--storage {name} can't be used: {error}") from error
 
     return hyperparameters_optimization
+
+
+def _is_of_storage(error: Exception, name: Any) -> bool:
+    if isinstance(error, OSError):
+        return None not in (name, error.filename) and Path(name).is_relative_to(error.filename)
+    return type(error).__module__.partition(".")[0] in ("json", "sqlalchemy")
 
 
 def _loading_by_grpc(load: Any) -> Any:
@@ -191,6 +197,8 @@ def _loading_by_grpc(load: Any) -> Any:
             return load(manager, _opened(storage), study_name, trial_id, **kwargs)
         except (KeyError, IndexError) as error:
             raise ValueError(f"There is no trial {trial_id} of --study-name {study_name} in --storage {storage}") from error
+        except OSError as error:
+            raise ValueError(f"--storage {storage} can't be used: {error}") from error
 
     return load_trial
 

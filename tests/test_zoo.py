@@ -407,6 +407,19 @@ def test_a_storage_that_cannot_be_read_is_named() -> None:
         search(manager(storage="s.log"))
 
 
+def test_a_storage_that_cannot_be_opened_is_named_and_other_files_are_not_taken_for_it(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    storage = str(tmp_path / "file" / "s.log")
+    search = zoo._searching_by_grpc(lambda made: Path(made.storage).parent.mkdir(exist_ok=True))
+    with pytest.raises(ValueError, match=r"--storage .*file/s.log can't be used: .*File exists"):
+        search(manager(storage=storage))
+    with pytest.raises(ValueError, match=r"--storage .*/none/s.log can't be used: .*No such file"):
+        manager(trial_id=0, study_name="s", storage=str(tmp_path / "none" / "s.log")).read_hyperparameters()
+    for given in (storage, None):
+        with pytest.raises(FileNotFoundError):
+            zoo._searching_by_grpc(lambda made: open(tmp_path / "elsewhere"))(manager(storage=given))
+
+
 def zoo_storage(path: str) -> Any:
     return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(path))
 
@@ -707,6 +720,7 @@ def test_several_tasks_by_the_command_of_our_own(installed: Installed) -> None:
         (("train", "--env", "sb3_m3po/MultiTask-v0", "-n", "10"), r"tasks is empty: .*--env-kwargs \"tasks:\['Pendulum-v1',"),
         (("enjoy", "--env", "Acrobot-v1", "-f", "logs/", "--no-render"), "No model found for m3po on Acrobot-v1"),
         (("train", "--env", "Pendulum-v1", "-optimize", "--storage", "sqlite:////no/x.db"), "unable to open database file"),
+        (("train", "--env", "Pendulum-v1", "-optimize", "--storage", "/dev/null/x.log"), "/dev/null/x.log can't be used: "),
         (("train", "--env", "Pendulum-v1", "-optimize", "--storage", "grpc://here"), "grpc://here is no address .*host:port"),
     ],
 )
