@@ -34,15 +34,22 @@ def corner_arguments(corner: dict[str, Any]) -> dict[str, Any]:
     return sample_m3po_params(trial, n_actions=6, n_envs=1, additional_args={})
 
 
-def milliseconds_per_step(arguments: dict[str, Any], steps: int) -> float:
+def model_of(arguments: dict[str, Any]) -> M3PO:
     """
     :param arguments: of M3PO
-    :param steps: environment steps, after the first updates
+    :return: a model whose updates have begun
+    """
+    model = M3PO("MlpPolicy", vec_env(ENV_ID, 1, 0), seed=0, device="cpu", learning_starts=100, **arguments)
+    return model.learn(256)
+
+
+def milliseconds_per_step(model: M3PO, steps: int) -> float:
+    """
+    :param model: a model whose updates have begun
+    :param steps: environment steps to go on for
     :return: CPU-milliseconds per environment step: collecting, and the updates that are due for a step (those done are a
         multiple of ``sync_interval``)
     """
-    model = M3PO("MlpPolicy", vec_env(ENV_ID, 1, 0), seed=0, device="cpu", learning_starts=100, **arguments)
-    model.learn(256)
     before, clock = model._n_updates, Clock()
     clock.start()
     _, per_update = time_updates(model, steps)
@@ -62,12 +69,12 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{ENV_ID}, one thread; {machine()}; commit {commit()}\n")
     print("| batch | planner's samples | networks | updates per step | ms per step | relative to the defaults |")
     print("|" + " --- |" * 6, flush=True)
-    dearest = 0.0
+    dearest, defaults = 0.0, model_of({})
     for values in itertools.product(*CORNERS.values()):
         arguments = corner_arguments(dict(zip(CORNERS, values, strict=True)))
         # Beside each of them, since the machine's own speed varies
-        before, cost, after = (milliseconds_per_step(x, args.steps) for x in ({}, arguments, {}))
-        ratio = 2 * cost / (before + after)
+        usual, cost = (milliseconds_per_step(model, args.steps) for model in (defaults, model_of(arguments)))
+        ratio = cost / usual
         dearest = max(dearest, ratio)
         settings = f"{arguments['batch_size']} | {values[1]} | {values[2]} | {arguments['utd_ratio']:.2f}"
         print(f"| {settings} | {cost:.1f} | {ratio:.2f} |", flush=True)
