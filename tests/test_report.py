@@ -142,8 +142,16 @@ def test_returns_stand_beside_published_ones(tmp_path):
     assert "Ant-v5" in table[-1], "its planned evaluations are not there"
 
 
-def test_the_documentation_has_todays_returns() -> None:
-    assert report.returns_table(Results(RESULTS)) in Path("docs/benchmarks.md").read_text()
+def test_documentation_and_readme_have_todays_returns() -> None:
+    table, readme = report.returns_table(Results(RESULTS)), Path("README.md").read_text()
+    assert table in Path("docs/benchmarks.md").read_text()
+    lines = [line[2:-2].split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    rows = [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+    beside = [row for row in rows if row["MR.Q"]]
+    for row in beside:
+        cells = [row[name] for name in ("environment", "M3PO", "M3PO, planning", "SAC", "TD-MPC2", "MR.Q")]
+        assert f"\n| {' | '.join(cells)} |\n" in readme
+    assert beside
 
 
 def test_seconds_of_other_products_are_told(tmp_path):
