@@ -1,7 +1,7 @@
 """What an agent scores on an environment, and when: from the CSV files, normalised and smoothed."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ from benchmarks.suites import BUDGET, ENVIRONMENTS
 from sb3_m3po.evaluation import bootstrap_interval
 
 PUBLISHED_CSV = Path("benchmarks/published.csv")
-#: Share of the budget over which evaluations are averaged: of 20 evaluations three
+#: Share of the steps so far over which evaluations are averaged: at the end of 100,000 steps that are three. A share, since
+#: steps are compared as ratios: an agent that learns ten times as fast as another is then found to, whenever it is looked at
 SMOOTHING = 0.15
 #: Several environments step together: an evaluation may come so much after the step that it is meant for
 OVERSHOOT = 0.01
@@ -29,6 +30,11 @@ class Curve:
     :param cpu_seconds: training time until then, shape ``(n_seeds, n)``
     :param machines: on which it was measured, and with which precision of matrix products
     :param n_untrained: evaluations at the beginning that no update preceded
+    :param centres: mean steps of the evaluations that a score is the mean of, over the seeds, shape ``(n,)``; by default
+        each is one evaluation's
+    :param central_seconds: mean training time of the same, shape ``(n,)``
+    :param commits: of the code
+    :param reference_ms: how long the reference work took beside each evaluation, where that was measured
     """
 
     steps: np.ndarray
@@ -36,6 +42,14 @@ class Curve:
     cpu_seconds: np.ndarray
     machines: frozenset[str] = frozenset()
     n_untrained: int = 0
+    centres: np.ndarray = field(default_factory=lambda: np.array([]))
+    central_seconds: np.ndarray = field(default_factory=lambda: np.array([]))
+    commits: frozenset[str] = frozenset()
+    reference_ms: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not len(self.centres):
+            self.centres, self.central_seconds = self.steps, self.cpu_seconds.mean(0)
 
     @property
     def mean(self) -> np.ndarray:
@@ -63,16 +77,18 @@ class Curve:
         """
         :param score: normalised
         :return: environment steps at which the mean first reaches it, interpolated between evaluations; infinity if never.
-            What has not learned yet does not reach it: to stand still is worth 0.26 on MountainCarContinuous
+            A mean of several evaluations stands for the middle of them: at the last of them it would come late, by the more
+            steps the faster an agent learns. What has not learned yet does not reach it: to stand still is worth 0.26 on
+            MountainCarContinuous
         """
         reached = np.flatnonzero(self.mean[self.n_untrained :] >= score)
         if not len(reached):
             return np.inf
         last = self.n_untrained + reached[0]
         # Before the first evaluation it scores what a random policy does
-        steps, scores = (np.concatenate([[0.0], x]) for x in (self.steps, self.mean))
+        steps, scores = (np.concatenate([[0.0], x]) for x in (self.centres, self.mean))
         if scores[last] >= score:
-            return float(self.steps[last])
+            return float(self.centres[last])
         return float(np.interp(score, scores[last : last + 2], steps[last : last + 2]))
 
     def seconds_to(self, score: float) -> float:
@@ -83,7 +99,7 @@ class Curve:
         steps = self.steps_to(score)
         if steps == np.inf:
             return np.inf
-        return float(np.interp(steps, np.append(0.0, self.steps), np.append(0.0, self.cpu_seconds.mean(0))))
+        return float(np.interp(steps, np.append(0.0, self.centres), np.append(0.0, self.central_seconds)))
 
 
 class Results:
@@ -127,38 +143,50 @@ class Results:
         algo, _, variant = label.partition("-")
         return zoo_steps(algo, env_id) if variant == "zoo" else self.budget
 
-    def window(self, *budgets: int) -> float:
-        """
-        :param budgets: of agents that are compared
-        :return: environment steps over which the evaluations of each of them are averaged
-        """
-        return SMOOTHING * min(self.budget, *budgets)
-
-    def curve(self, label: str, env_id: str, window: float | None = None) -> Curve | None:
+    def curve(self, label: str, env_id: str) -> Curve | None:
         """
         :param label: algorithm and variant, as the folder of the CSV files is called
         :param env_id: an environment
-        :param window: environment steps up to an evaluation of which the mean is taken; by default what fits its own budget
         :return: the runs that have come to the end of their budget; ``None`` if there is none
         """
         runs = load_runs(self.folder, label, env_id)
         if not runs:
             return None
         budget = self.budget_of(label, env_id)
-        points = [{int(row["steps"]): row for row in rows} for rows in runs.values() if int(rows[-1]["steps"]) >= budget]
-        if not points:
+        whole = [rows for rows in runs.values() if int(rows[-1]["steps"]) >= budget]
+        if not whole:
             return None
-        # Seeds of several environments may have come to slightly different steps
-        steps = np.array(sorted(set.intersection(*map(set, points))))
-        returns, seconds = (
-            np.array([[float(run[step][key]) for step in steps.tolist()] for run in points])
-            for key in ("mean_reward", "cpu_seconds")
+        # Seeds may have been evaluated at different steps: between its own, a seed's curve is interpolated
+        grid = np.array(sorted({int(row["steps"]) for rows in whole for row in rows}))
+        seeds = [self._smooth(env_id, rows, grid) for rows in whole]
+        scores, seconds, centres, central_seconds = (np.stack(column) for column in zip(*seeds, strict=True))
+        every = [row for rows in whole for row in rows]
+        last_untrained = max((int(row["steps"]) for row in every if int(row["n_updates"]) == 0), default=0)
+        return Curve(
+            *(grid, scores, seconds, frozenset(map(measured_on, every)), int((grid <= last_untrained).sum())),
+            *(centres.mean(0), central_seconds.mean(0), frozenset(row["commit"] for row in every)),
+            tuple(float(row["reference_ms"]) for row in every if row.get("reference_ms")),
         )
-        width = window or self.window(budget)
-        smooth = [returns[:, (steps > step - (1 - OVERSHOOT) * width) & (steps <= step)].mean(1) for step in steps]
-        machines = frozenset(measured_on(row) for run in points for row in run.values())
-        untrained = sum(any(int(run[step]["n_updates"]) == 0 for run in points) for step in steps.tolist())
-        return Curve(steps, self.score(env_id, np.stack(smooth, 1)), seconds, machines, untrained)
+
+    def _smooth(self, env_id: str, rows: list[dict[str, str]], grid: np.ndarray) -> list[np.ndarray]:
+        """
+        :param env_id: an environment
+        :param rows: of one seed
+        :param grid: environment steps at which it is asked
+        :return: there, the mean score, the CPU-seconds, and the mean steps and CPU-seconds of the evaluations in the mean
+        """
+        steps, returns, seconds = (
+            np.array([float(row[name]) for row in rows]) for name in ("steps", "mean_reward", "cpu_seconds")
+        )
+        # Each evaluation stands for the steps since the one before, of those that lie in the window that ends at a step
+        begin, end = (1 - SMOOTHING) * steps[:, None], steps[:, None]
+        gaps = np.minimum(np.diff(steps, prepend=0), steps - begin)
+        within = (steps > begin + OVERSHOOT * (end - begin)) & (steps <= end)
+        weights = np.where(within, gaps, 0)
+        weights /= weights.sum(1, keepdims=True)
+        scores, centres, central = (weights @ x for x in (self.score(env_id, returns), steps, seconds))
+        # At the beginning everything is 0, the score of a random policy too
+        return [np.interp(grid, np.append(0, steps), np.append(0, x)) for x in (scores, seconds, centres, central)]
 
     def published(self, env_id: str) -> dict[str, float]:
         """

@@ -15,6 +15,8 @@ RESULTS = Path("benchmarks/results")
 CHECKPOINTS = Path("benchmarks/checkpoints")
 RANDOM_CSV = Path("benchmarks/random_baseline.csv")
 _SOURCES = ("sb3_m3po", "hyperparams", "setup.py", ":(glob)benchmarks/**/*.py")
+#: What a training depends on
+_TRAINING_SOURCES = ("sb3_m3po", *(f"benchmarks/{name}.py" for name in ("ablated", "algorithms", "envs", "task_sets")))
 
 
 def commit() -> str:
@@ -25,6 +27,21 @@ def commit() -> str:
     if head is None:
         return "unknown"
     return head + ("+" if _git("status", "--porcelain", "--", *_SOURCES) else "")
+
+
+def train_alike(one: str, other: str) -> bool:
+    """
+    :param one: a commit, as of :func:`commit`
+    :param other: likewise
+    :return: whether what a training depends on is the same in both; of sources that were not committed only if both are called
+        the same. Where git or the commits are missing it can't be told, and counts as so
+    """
+    if one == other:
+        return True
+    if one.endswith("+") or other.endswith("+"):
+        return False
+    known = all(_git("cat-file", "-e", f"{name}^{{commit}}") is not None for name in (one, other))
+    return not known or _git("diff", "--quiet", one, other, "--", *_TRAINING_SOURCES) is not None
 
 
 def _git(*arguments: str) -> str | None:
@@ -46,6 +63,22 @@ def machine() -> str:
         lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         name = lines[0].split(":", 1)[1].strip() if lines else name
     return f"{name} x {os.cpu_count()}; torch {th.__version__}"
+
+
+def reference_ms() -> float:
+    """
+    :return: CPU-milliseconds that some small products of matrices and their gradients take at the moment. What else the
+        machine does slows a training down as it does these
+    """
+    x, weights = th.linspace(-1, 1, 128 * 256).view(128, 256), th.linspace(-0.1, 0.1, 256 * 256).view(256, 256)
+    times = []
+    for _ in range(5):
+        started, w = time.process_time(), weights.clone().requires_grad_()
+        with th.enable_grad():
+            for _ in range(10):
+                (((x @ w).relu() @ w).relu() @ w).square().mean().backward()
+        times.append(1_000 * (time.process_time() - started))
+    return sorted(times)[2]
 
 
 def cpu_seconds() -> float:

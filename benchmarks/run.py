@@ -33,7 +33,19 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_nor
 
 from benchmarks.algorithms import Settings, algorithm_class, apply_overrides, policy_name, zoo_settings
 from benchmarks.envs import frames_per_decision, vec_env
-from benchmarks.record import CHECKPOINTS, RESULTS, Clock, append_row, commit, machine, read_rows, stem, write_rows
+from benchmarks.record import (
+    CHECKPOINTS,
+    RESULTS,
+    Clock,
+    append_row,
+    commit,
+    machine,
+    read_rows,
+    reference_ms,
+    stem,
+    train_alike,
+    write_rows,
+)
 from benchmarks.task_sets import frames_of, is_task_set, task_vec_env
 from sb3_m3po import evaluate_per_task
 
@@ -41,11 +53,13 @@ N_EPISODES = 20
 # of each task of several, in turn in so many environments
 N_TASK_EPISODES, N_TASK_COPIES = 10, 2
 EVALUATION_SEED = 100_000_000
-#: Steps between evaluations where agents of different budgets are compared
-_CLOSELY = 5_000
+#: Where agents of different budgets are compared: up to which step they are evaluated how often. Some learn within 3,000
+_CLOSELY = ((20_000, 1_000), (50_000, 2_500), (100_000, 5_000))
+#: Steps between the three evaluations of a mean, beyond these
+_CLOSEST = 5_000
 COLUMNS = (
     *("algo", "variant", "env", "seed", "steps", "mean_reward", "std_reward", "n_episodes"),
-    *("wall_seconds", "cpu_seconds", "eval_seconds", "n_updates", "commit", "command", "machine"),
+    *("wall_seconds", "cpu_seconds", "eval_seconds", "reference_ms", "n_updates", "commit", "command", "machine"),
 )
 TASK_COLUMNS = (*COLUMNS[:3], "task", *COLUMNS[3:6], "success_rate", *COLUMNS[6:])
 
@@ -129,27 +143,28 @@ class Run:
         :return: whether an evaluation then is done with the planner too, which is dear: at each quarter of the budget and
             over its last 15 %
         """
-        return steps > 0.85 * self.steps or steps % (self.steps / 4) < self._interval(steps)
+        interval = _CLOSEST if self._thrice(steps) else self._interval(steps)
+        return steps > 0.85 * self.steps or steps % (self.steps / 4) < interval
 
     def next_evaluation(self, steps: int) -> int:
         """
         :param steps: environment steps so far
-        :return: when it is evaluated next: at each twentieth of the budget, and a single environment every 5,000 steps up to
-            100,000 and at the end anyhow, so that agents of different budgets are looked at as closely there
+        :return: when it is evaluated next: at each twentieth of the budget; a single environment with a budget of 100,000 or
+            more as ``_CLOSELY`` says, and then three times before each twentieth, so that the mean over as many steps is one
+            of as many evaluations, whatever the budget
         """
         interval = self._interval(steps)
         due = min((steps // interval + 1) * interval, self.steps)
-        return due if steps >= self._last_ones else min(due, self._last_ones)
+        return next(when for when in (due - 2 * _CLOSEST, due - _CLOSEST, due) if when > steps) if self._thrice(steps) else due
+
+    def _thrice(self, steps: int) -> bool:
+        return steps >= _CLOSELY[-1][0] and self._interval(steps) > 3 * _CLOSEST and not is_task_set(self.env_id)
 
     def _interval(self, steps: int) -> int:
-        interval = max(1_000, self.steps // 20)
-        closely = steps < 100_000 or steps >= self._last_ones
-        return min(interval, _CLOSELY) if closely and not is_task_set(self.env_id) else interval
-
-    @property
-    def _last_ones(self) -> int:
-        """When the last three evaluations of a large budget begin, of which the mean is taken."""
-        return self.steps - 2 * _CLOSELY if self.steps > 20 * _CLOSELY and not is_task_set(self.env_id) else self.steps
+        interval, last = max(1_000, self.steps // 20), _CLOSELY[-1][0]
+        if steps >= last or self.steps < last or is_task_set(self.env_id):
+            return interval
+        return min(interval, next(every for until, every in _CLOSELY if steps < until))
 
     @property
     def frames(self) -> int:
@@ -207,20 +222,22 @@ class Evaluate(BaseCallback):
 
     def _record(self, steps: int) -> None:
         """Evaluate and write the rows."""
+        quickness = reference_ms()
         for variant, planning in self.run.evaluations.items():
             if planning is not None and not self.run.evaluates_plans(steps):
                 continue
             started = time.perf_counter()
             results = evaluate(self.model, self.eval_env, self.run.seed, planning)
-            self._write(variant, steps, results, time.perf_counter() - started)
+            self._write(variant, steps, results, time.perf_counter() - started, quickness)
 
-    def _write(self, variant: str, steps: int, results: list[dict[str, Any]], seconds: float) -> None:
+    def _write(self, variant: str, steps: int, results: list[dict[str, Any]], seconds: float, quickness: float) -> None:
         """One row for each result."""
         run, clock = self.run, self.clock
         for result in results:
             row = {"algo": run.algo_name, "variant": variant, "env": run.env_id, "seed": run.seed, "steps": steps, **result}
             row |= {"wall_seconds": round(clock.wall, 2), "cpu_seconds": round(clock.cpu, 2)}
-            row |= {"eval_seconds": round(seconds, 2), "n_updates": self.model._n_updates, **run.provenance}
+            row |= {"eval_seconds": round(seconds, 2), "reference_ms": round(quickness, 1)}
+            row |= {"n_updates": self.model._n_updates, **run.provenance}
             append_row(run.csv_path(variant), {name: row[name] for name in run.columns})
             score = (
                 f"{row['mean_reward']:10.2f} +- {row['std_reward']:8.2f} {row.get('task', '')} {row.get('success_rate', '')}"
@@ -232,6 +249,9 @@ class Evaluate(BaseCallback):
 
     def _checkpoint(self, steps: int) -> None:
         """Save all that a rerun needs; less often where saving takes long."""
+        if not hasattr(self.model, "save_replay_buffer"):
+            # The rollout that it is in the middle of would be lost
+            return
         if self.clock.wall - self._saved_at < max(20.0, 20.0 * self._save_cost):
             return
         started = time.perf_counter()
@@ -320,6 +340,22 @@ def last_checkpoint(run: Run) -> tuple[Path | None, dict[str, float]]:
     return state.parent, json.loads(state.read_text())
 
 
+def check_sources(run: Run, checkpoint: Path, steps: int) -> None:
+    """
+    :param run: a run
+    :param checkpoint: folder of its last checkpoint
+    :param steps: environment steps of the checkpoint
+    :raises RuntimeError: if other code has trained it
+    """
+    rows, now = read_rows(run.csv_path(run.variant)), run.provenance["commit"]
+    before = next(row["commit"] for row in rows if int(row["steps"]) == steps)
+    if not train_alike(before, now):
+        raise RuntimeError(
+            f"{checkpoint} is of commit {before}, and the code of {now} trains otherwise: check out {before} to go on, "
+            f"or delete {run.checkpoint_dir} to begin anew"
+        )
+
+
 def build(run: Run, checkpoint: Path | None, steps: int) -> BaseAlgorithm:
     """
     Make the model, or load it from a checkpoint.
@@ -390,6 +426,8 @@ def train(run: Run) -> None:
     th.set_num_threads(1)
     th.set_float32_matmul_precision(run.matmul)
     checkpoint, state = last_checkpoint(run)
+    if checkpoint is not None:
+        check_sources(run, checkpoint, int(state["steps"]))
     for path in map(run.csv_path, run.evaluations):
         known = [] if checkpoint is None else read_rows(path)
         write_rows(path, [row for row in known if int(row["steps"]) <= state["steps"]], run.columns)

@@ -17,7 +17,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from benchmarks.record import commit, machine, write_rows
-from benchmarks.speed import collecting_step, past_the_start, time_calls, time_updates_in_turn
+from benchmarks.speed import collecting_step, fill, past_the_start, time_calls, time_updates_in_turn
 from sb3_m3po import M3PO
 from sb3_m3po.memory import ReplayMemory
 
@@ -67,28 +67,23 @@ AXES: dict[str, dict[Any, dict[str, Any]]] = {
         "84x84x4": {"env": {"observation_shape": IMAGE}, "buffer_size": 20_000},
     },
     "actions": {n: {"env": {"action_dim": n}} for n in (1, 6, 20, 40)},
-    "memory": {n: {"buffer_size": n, "fill": True} for n in (10_000, 100_000, 1_000_000)},
+    "memory": {n: {"buffer_size": n, "full": True} for n in (10_000, 100_000, 1_000_000)},
 }
 
 
-def make(n_envs: int = 1, env: dict[str, Any] | None = None, buffer_size: int = 1_000_000, fill: bool = False) -> M3PO:
+def make(n_envs: int = 1, env: dict[str, Any] | None = None, buffer_size: int = 1_000_000, full: bool = False) -> M3PO:
     """
     :param n_envs: number of environments
     :param env: arguments of :class:`Noise`
     :param buffer_size: transitions of the memory
-    :param fill: whether it is full
+    :param full: whether it is full
     :return: a model whose updates have begun
     """
     vec_env = DummyVecEnv([partial(Noise, **(env or {}))] * n_envs)
     policy = "CnnPolicy" if len(vec_env.observation_space.shape or ()) == 3 else "MlpPolicy"
     model = M3PO(policy, vec_env, buffer_size=buffer_size, learning_starts=1_000, seed=0, device="cpu")
     past_the_start(model.learn(1_280))
-    memory = model.replay_buffer
-    while fill and memory.size() < buffer_size:
-        seen = np.stack([vec_env.observation_space.sample()] * n_envs)
-        actions = np.zeros((n_envs, memory.action_dim), np.float32)
-        ends = np.full(n_envs, memory.pos % EPISODE == 0)
-        memory.add(seen, actions, np.zeros(n_envs), seen, np.zeros(n_envs, bool), ends)
+    fill(model, buffer_size if full else 0)
     return model
 
 

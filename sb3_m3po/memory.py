@@ -193,7 +193,7 @@ class ReplayMemory:
         """Copy the observation in slot ``source`` to the pool, as the last one of the episode that ended in ``slot``."""
         if not self.free_finals:
             old = len(next(iter(self.final_pool.values())))
-            new = max(2 * old, 16)
+            new = max(old + old // 8, old + 16)
             for key, pool in self.final_pool.items():
                 self.final_pool[key] = np.concatenate([pool, np.zeros((new - old, *pool.shape[1:]), pool.dtype)])
             self.free_finals = list(range(new - 1, old - 1, -1))

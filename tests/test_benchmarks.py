@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3 import PPO, SAC
 
+from benchmarks import record, scaling, speed, study_plots, table
 from benchmarks import run as benchmark
-from benchmarks import scaling, speed, study_plots, table
 from benchmarks.algorithms import Settings, apply_overrides
 from benchmarks.parts import critic, planner, saving, scales, trust_region, world_model
 from benchmarks.random_baseline import lag_correlation
-from benchmarks.record import RESULTS, read_rows, write_rows
+from benchmarks.record import RESULTS, Clock, read_rows, reference_ms, write_rows
 from benchmarks.run import Run
 from benchmarks.table import passes, score
 from benchmarks.targets import Target
@@ -45,12 +46,12 @@ def test_run_resumes_from_the_last_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         benchmark.main(arguments(tmp_path, 3000))
     with path.open("a") as file:
-        file.write("ppo,test,CartPole-v1,0,2500,1.0,0.0,20,1,1,1,1,a,b,c\nppo,te")
+        file.write("ppo,test,CartPole-v1,0,2500,1.0,0.0,20,1,1,1,1,1,a,b,c\nppo,te")
     monkeypatch.undo()
     benchmark.main(arguments(tmp_path, 3000))
     rows = read_rows(path)
     assert [int(row["steps"]) for row in rows] == [1000, 2000, 3000]
-    assert all(set(row) == set(benchmark.COLUMNS) for row in rows)
+    assert all(set(row) == set(benchmark.COLUMNS) and float(row["reference_ms"]) > 0 for row in rows)
     times = [float(row["cpu_seconds"]) for row in rows]
     assert times == sorted(times)
     content = path.read_text()
@@ -271,10 +272,54 @@ def test_when_runs_are_evaluated(tmp_path):
         return found
 
     planned: list[list[int]] = []
-    assert times(100_000) == list(range(5_000, 100_001, 5_000))
+    often = [*range(1_000, 20_001, 1_000), *range(22_500, 50_001, 2_500), *range(55_000, 100_001, 5_000)]
+    assert times(100_000) == often
     assert times(8_000) == list(range(1_000, 8_001, 1_000))
-    # An agent with a larger budget is looked at as often up to 100,000 and at the end
-    often = [*range(5_000, 100_001, 5_000)]
-    assert times(1_000_000) == [*often, *range(150_000, 950_001, 50_000), 990_000, 995_000, 1_000_000]
+    assert times(60_000) == list(range(3_000, 60_001, 3_000))
+    assert times(200_000) == [*often, *range(110_000, 200_001, 10_000)]
+    # An agent with a larger budget is looked at as often up to 100,000; then three evaluations make a mean
+    late = [when + before for when in range(150_000, 1_000_001, 50_000) for before in (-10_000, -5_000, 0)]
+    assert times(1_000_000) == [*often, *late]
     assert planned[0] == [25_000, 50_000, 75_000, 90_000, 95_000, 100_000]
-    assert planned[2] == [250_000, 500_000, 750_000, 900_000, 950_000, 990_000, 995_000, 1_000_000]
+    assert planned[4][:3] == [250_000, 500_000, 750_000] and planned[4][-3:] == late[-3:]
+
+
+def test_a_fixed_piece_of_work_takes_some_time_and_draws_nothing() -> None:
+    before = th.get_rng_state()
+    with th.no_grad():
+        first, second = reference_ms(), reference_ms()
+    assert 0 < first < 10 * second < 100 * first and th.get_rng_state().equal(before)
+
+
+def test_commits_train_alike_unless_their_sources_differ(monkeypatch) -> None:
+    said = {"cat-file": "", "diff": None}
+    monkeypatch.setattr(record, "_git", lambda command, *_: said[command])
+    assert record.train_alike("a", "a") and record.train_alike("a+", "a+") and not record.train_alike("a", "b")
+    assert not record.train_alike("a+", "a") and not record.train_alike("a", "b+"), "nobody knows what was changed"
+    said["diff"] = ""
+    assert record.train_alike("a", "b")
+    said |= {"cat-file": None, "diff": None}
+    assert record.train_alike("a", "b"), "the commits are not here"
+
+
+def test_a_checkpoint_of_other_code_is_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(benchmark.Evaluate, "_checkpoint", lambda self, steps: save_and_die(self, steps, at=2000))
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.main(arguments(tmp_path, 3000))
+    monkeypatch.undo()
+    monkeypatch.setattr(benchmark, "train_alike", lambda before, now: False)
+    with pytest.raises(RuntimeError, match=r"trains otherwise: check out .* to go on, or delete .*CartPole-v1_seed0 to begin"):
+        benchmark.main(arguments(tmp_path, 3000))
+    assert len(read_rows(tmp_path / "ppo-test" / "CartPole-v1_seed0.csv")) == 2, "the rows are still there"
+
+
+@pytest.mark.parametrize(("algo", "saved"), [("ppo", False), ("sac", True)])
+def test_what_has_no_memory_is_not_saved_in_the_middle_of_a_rollout(algo, saved, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(benchmark, "save_checkpoint", lambda model, run, state: states.append(state["steps"]))
+    states: list[float] = []
+    model = {"ppo": PPO, "sac": SAC}[algo]("MlpPolicy", "Pendulum-v1", device="cpu")
+    run = Run(algo, "x", "Pendulum-v1", 0, 2000, Settings(), "", out=tmp_path)
+    callback = benchmark.Evaluate(run, model.get_env(), Clock(wall=100.0))
+    callback.model = model
+    callback._checkpoint(1000)
+    assert states == ([1000] if saved else [])

@@ -12,10 +12,10 @@ from gymnasium import spaces
 
 from benchmarks import ablations, report, scaling, speed, suite
 from benchmarks.ablated import ConstantEntropy, CriticsAlone, LastNetworks, ModelFree, Undelayed
-from benchmarks.algorithms import apply_overrides
+from benchmarks.algorithms import Settings, apply_overrides
 from benchmarks.curves import PUBLISHED_CSV, Curve, Results, interquartile_means, median_with_bounds
 from benchmarks.record import RESULTS, read_rows, stem, write_rows
-from benchmarks.run import COLUMNS
+from benchmarks.run import COLUMNS, Run
 from benchmarks.suites import ENVIRONMENTS, budgets, core_hours
 from sb3_m3po import M3PO
 from sb3_m3po.memory import ReplayMemory
@@ -66,18 +66,39 @@ def test_a_median_says_when_it_is_only_a_bound(ratios, bound, text):
     assert median_with_bounds(ratios, bound, 1) == text
 
 
-def test_agents_of_different_budgets_are_smoothed_over_as_many_steps(tmp_path):
+def test_agents_of_different_budgets_are_smoothed_alike(tmp_path):
     """The same learner, looked at ten times as often."""
     results = Results(tmp_path)
     low, high = results.random["LunarLander-v3"], results.reference["LunarLander-v3"]
     for label, interval, end in ((report.M3PO, 5_000, 100_000), (report.PPO, 5_000, 1_000_000)):
         returns = [low + (high - low) * (1 - np.exp(-steps / 20_000)) for steps in range(interval, end + 1, interval)]
         record(tmp_path, label, "LunarLander-v3", 0, returns, interval, 1.0)
-    mine, theirs = report.pair(results, report.PPO, "LunarLander-v3")
+    mine, theirs = (results.curve(label, "LunarLander-v3") for label in (report.M3PO, report.PPO))
     assert report.race(mine, theirs, 0.95 * theirs.mean[-1])[1][0] == pytest.approx(1.0)
     # One that was killed is no whole run
     record(tmp_path, report.M3PO, "LunarLander-v3", 1, returns[:19], 5_000, 1.0)
     assert len(results.curve(report.M3PO, "LunarLander-v3").scores) == 1
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [(5_000, 75_000), (2_000, 60_000), (20_000, 200_000)])
+def test_who_learns_so_many_times_as_fast_is_found_to(mine, theirs, tmp_path):
+    """With the evaluations that such runs have; two of M3PO's seeds with fewer."""
+    results, env_id = Results(tmp_path), "LunarLander-v3"
+    low, high = results.random[env_id], results.reference[env_id]
+    for label, budget, tau in ((report.M3PO, 100_000, mine), (report.PPO, 1_000_000, theirs)):
+        run = Run(label, "x", env_id, 0, budget, Settings(), "", out=tmp_path)
+        dense = [run.next_evaluation(0)]
+        while dense[-1] < budget:
+            dense.append(run.next_evaluation(dense[-1]))
+        for seed, grid in enumerate((dense, dense, range(5_000, budget + 1, 5_000))):
+            rows = [{"seed": seed, "command": "", "machine": "", "commit": "", "n_updates": 1, "steps": x} for x in grid]
+            returns = [low + (high - low) * (1 - np.exp(-row["steps"] / tau)) for row in rows]
+            rows = [row | {"mean_reward": x, "cpu_seconds": row["steps"] / 100} for row, x in zip(rows, returns, strict=True)]
+            write_rows(tmp_path / label / f"{stem(env_id, seed)}.csv", rows, tuple(rows[0]))
+    curve, other = (results.curve(label, env_id) for label in (report.M3PO, report.PPO))
+    _, steps, seconds = report.race(curve, other, 0.95 * other.mean[-1])
+    assert steps[0] == pytest.approx(theirs / mine, rel=0.1)
+    assert seconds[0] == pytest.approx(1 / steps[0])
 
 
 def record(
@@ -88,7 +109,13 @@ def record(
     rows = [dict.fromkeys(COLUMNS, 0) | {"algo": algo, "variant": variant, "env": env_id, "seed": seed} for _ in returns]
     for i, (row, mean) in enumerate(zip(rows, returns, strict=True)):
         row["command"] = command
-        row |= {"steps": interval * (i + 1), "mean_reward": mean, "cpu_seconds": cpu * (i + 1), "n_updates": i + 1}
+        row |= {
+            "steps": interval * (i + 1),
+            "mean_reward": mean,
+            "cpu_seconds": cpu * (i + 1),
+            "n_updates": i + 1,
+            "reference_ms": "",
+        }
     write_rows(folder / label / f"{stem(env_id, seed)}.csv", rows, COLUMNS)
 
 
@@ -114,8 +141,71 @@ def test_report_is_made_from_csv_files_alone(tmp_path, capsys):
     assert "| dm_control/walker-walk-v0 | 0.896 | 0.960 | 0.886 | > 100,000 | < 1.0 |" in text
     # It was not looked at before 25,000 frames
     assert re.search(r"cheetah-run-v0 \| 0\.\d+ \| 0\.5\d+ \| 0\.6\d+ \| 25,000 \| 4\.0 \|", text)
-    assert "The smallest difference is " in text and "never below -0.1 is missed" in text
+    assert "| tuned PPO's steps to its last score / M3PO's, median | 15 | 10.0 | 1 | not all run yet |" in text
+    assert (
+        "PPO (rl-zoo3's) on CartPole-v1" in text and "M3PO on Ant-v5, PPO (rl-zoo3's) on Ant-v5, M3PO on dm_control/" in text
+    )
+    assert "| M3PO | 0 | yes |" in text and "Not run in all" in text
     assert {path.suffix for path in (tmp_path / "report").iterdir()} == {".md", ".png"}
+
+
+@pytest.mark.parametrize(
+    ("found", "reach", "least", "said"),
+    [
+        ("15.0", 15, True, "met"),
+        ("14.9", 15, True, "missed"),
+        ("< 20.0", 15, True, "not known"),
+        ("< 10.0", 15, True, "missed"),
+        ("0.30", 0.3, False, "met"),
+        ("0.31", 0.3, False, "missed"),
+        ("> 0.20", 0.3, False, "not known"),
+        ("> 0.40", 0.3, False, "missed"),
+        ("-0.154", -0.1, True, "missed"),
+        ("+0.020", -0.1, True, "met"),
+    ],
+)
+def test_a_verdict_is_given_of_what_is_known(found, reach, least, said):
+    assert report.verdict(found, reach, least) == said
+
+
+def test_aims_are_judged_where_everything_was_run(tmp_path):
+    results = Results(tmp_path)
+    for env_id in report.EVERYWHERE:
+        low, high = results.random[env_id], results.reference[env_id]
+        for label in (report.M3PO, report.PPO, *report.OFF_POLICY_AGENTS):
+            if report.may_run(label, env_id):
+                share, cpu = (1.0, 40.0) if label == report.M3PO else (0.5, 100.0)
+                n = 4 if label != report.PPO else max(4, results.budget_of(label, env_id) // 25_000)
+                interval = results.budget_of(label, env_id) // n
+                returns = [low + share * (high - low) * min(1, (i + 1) / n) for i in range(n)]
+                record(tmp_path, label, env_id, 0, returns, interval, cpu)
+    lines = [line[2:-2].split(" | ") for line in report.claims_table(results).splitlines()[2:]]
+    assert [line[3] for line in lines] == ["10", "6", "9", "8", "19", "10", "6"]
+    assert {line[4] for line in lines} == {"met", "missed"}
+    # M3PO is where SAC ends after half of its steps and a fifth of its seconds
+    assert lines[1][2:] == ["2.0", "6", "missed"] and lines[-1][2:] == ["0.20", "6", "met"]
+
+
+def test_an_interval_takes_three_seeds(tmp_path):
+    for seed in range(3):
+        for env_id in report.OFF_POLICY:
+            record(tmp_path, report.SAC, env_id, seed, [1.0 + seed] * 4, 25_000, 1.0)
+        row = next(line for line in report.scores_table(Results(tmp_path)).splitlines() if "| SAC |" in line)
+        assert (" to " in row) == (seed == 2) and f"| SAC | {seed + 1} |" in row
+
+
+def test_speeds_of_all_machines_are_told() -> None:
+    table = report.speed_table(RESULTS)
+    assert "| AMD EPYC x 2 | highest | 9,470 | 64 (66) | 75 (76) |" in table and "| AMD EPYC x 2 | medium | 11,750 |" in table
+
+
+def test_how_quick_the_machine_was_is_told(tmp_path):
+    for label, milliseconds in ((report.M3PO, 30), (report.PPO, 20)):
+        record(tmp_path, label, "Pendulum-v1", 0, [-157.0] * 4, 25_000, 1.0)
+        path = tmp_path / label / f"{stem('Pendulum-v1', 0)}.csv"
+        write_rows(path, [row | {"reference_ms": milliseconds} for row in read_rows(path)], COLUMNS)
+    note = "CPU-milliseconds of a fixed piece of work, in M3PO's runs by those in the opponent's: Pendulum-v1 1.50."
+    assert note in report.races(Results(tmp_path), ["Pendulum-v1"], (report.PPO,)).table
 
 
 def test_returns_stand_beside_published_ones(tmp_path):
@@ -159,9 +249,9 @@ def test_seconds_of_other_products_are_told(tmp_path):
     record(tmp_path, report.M3PO, "Pendulum-v1", 0, returns, 25_000, 100.0, "--steps 100000 --matmul medium")
     record(tmp_path, report.PPO, "Pendulum-v1", 0, returns, 25_000, 100.0)
     note = "Seconds of different machines or precisions of matrix products: Pendulum-v1."
-    assert note in report.race_table(Results(tmp_path), ["Pendulum-v1"], (report.PPO,))
+    assert note in report.races(Results(tmp_path), ["Pendulum-v1"], (report.PPO,)).table
     record(tmp_path, report.PPO, "Pendulum-v1", 0, returns, 25_000, 100.0, "--matmul medium")
-    assert note not in report.race_table(Results(tmp_path), ["Pendulum-v1"], (report.PPO,))
+    assert note not in report.races(Results(tmp_path), ["Pendulum-v1"], (report.PPO,)).table
 
 
 def test_an_evaluation_just_after_its_step_counts(tmp_path):
@@ -170,12 +260,14 @@ def test_an_evaluation_just_after_its_step_counts(tmp_path):
     steps = {"one": [*range(5_000, 100_001, 5_000)], "many": [x + 8 * (x % 10_000 > 0) for x in range(5_000, 100_001, 5_000)]}
     found = []
     for label, mine in steps.items():
-        rows = [{"seed": 0, "command": "", "machine": "", "cpu_seconds": 0, "n_updates": 1, "steps": x} for x in mine]
-        rows = [row | {"mean_reward": low + (high - low) * row["steps"] / 1e5} for row in rows]
+        rows = [
+            {"seed": 0, "command": "", "machine": "", "cpu_seconds": 0, "n_updates": 1, "commit": "", "steps": x} for x in mine
+        ]
+        rows = [row | {"mean_reward": low + (high - low) * row["steps"] / 1e5, "commit": ""} for row in rows]
         write_rows(tmp_path / label / f"{stem('LunarLander-v3', 0)}.csv", rows, tuple(rows[0]))
         curve = Results(tmp_path).curve(label, "LunarLander-v3")
         found.append([curve.at(x).item() for x in report.CHECKPOINTS])
-    assert found[0] == pytest.approx([0.2, 0.45, 0.95]) and found[1] == pytest.approx(found[0], abs=1e-3)
+    assert found[0] == pytest.approx([0.25, 0.4833, 0.95], abs=1e-4) and found[1] == pytest.approx(found[0], abs=1e-3)
 
 
 def test_a_batch_says_how_long_it_takes_before_it_starts(capsys):
@@ -209,22 +301,33 @@ def test_every_environment_has_a_random_score_and_a_reference_above_it():
 
 
 def test_ablations_change_one_thing_and_run_the_defaults_once():
-    runs = [command for _, command in ablations.commands(list(ablations.PARTS), [0])]
+    runs = [command for _, command in ablations.commands(list(ablations.PARTS), [0], "highest")]
     names = {command[command.index("--name") + 1]: command for command in runs}
-    # One of them differs only where actions are sampled
-    assert len(runs) == len(names) * len(ablations.ENV_IDS) - len(ablations.SAMPLED_ONLY)
-    medium = ["--matmul", "medium"]
-    assert names["ablation"][-7:] == ["--name", "ablation", *medium, "--eval-planning", "32", "1"]
+    # One part differs only where actions are sampled; half of the episodes are planned by default where they are not, and all
+    # of them in the three other environments
+    assert len(runs) == len(names) * len(ablations.ENV_IDS) - len(ablations.SAMPLED_ONLY) - 1 - 3
+    assert names["ablation"][-5:] == ["--name", "ablation", "--eval-planning", "32", "1"]
+    *_, (_, other) = ablations.commands(["bonus"], [0], "medium")
+    assert other[-4:] == ["--matmul", "medium", "-p", "bonus_coef:0.3"]
     assert names["ablation,planner=none"][-5:] == ["-p", "plan_rollouts:False", "--eval-planning", "32", "1"]
     assert ablations.label("planner", "both", "HalfCheetah-v5") == "m3po-ablation,planned"
     assert ablations.label("planner", "predict", "HalfCheetah-v5") == "m3po-ablation,planner=none,planned"
     assert ablations.label("target_entropy", "constant", "LunarLander-v3") == "m3po-ablation"
+    assert ablations.label("planner", "both", "LunarLander-v3") == "m3po-ablation,planner=collect,planned"
+    assert ablations.label("planner", "half", "LunarLander-v3") == "m3po-ablation"
+    assert names["ablation,planner=collect"][-5:-3] == ["-p", "plan_rollouts:True"]
+    steps = {
+        env_id: command[command.index("--steps") + 1] for env_id, command in ablations.commands(["bonus"], [0], "highest")
+    }
+    assert [*steps.values()] == ["30000", "30000", "30000", "50000"]
+    costs = {ratio: ablations.hours("HalfCheetah-v5", ["-p", f"utd_ratio:{ratio}"]) for ratio in (0.5, 1.0)}
+    assert costs[0.5] == 0.5 * costs[1.0] == 0.5 * ablations.hours("HalfCheetah-v5", [])
     assert names["ablation,world_model=latent-only"][-4:-2] == ["--algo", "benchmarks.ablated:CriticsAlone"]
     assert names["ablation,trust_region=none-256"][-4:] == ["-p", "target_kl:None", "-p", "sync_interval:256"]
     assert ablations.label("world_model", "off", "HalfCheetah-v5") == "ModelFree-ablation,world_model=off"
     defaults = {name: parameter.default for name, parameter in inspect.signature(M3PO).parameters.items()}
     for part, value in ablations.DEFAULTS.items():
-        options = ablations.PARTS[part][value]
+        options = ablations.PARTS[part][value] if part != "planner" else []
         changed = apply_overrides({}, options[1::2] if "-p" in options else [])
         networks = changed.pop("policy_kwargs", {})
         assert all(getattr(Sizes(), name) == setting for name, setting in networks.items())
@@ -235,17 +338,17 @@ def test_ablations_are_told_from_csv_files(tmp_path, capsys):
     for env_id in ablations.ENV_IDS:
         random, reference = (getattr(Results(tmp_path), name)[env_id] for name in ("random", "reference"))
         for seed, share in ((0, 0.4), (1, 0.6)):
-            returns = [random + share * (reference - random)] * 3
-            record(tmp_path, "m3po-ablation", env_id, seed, returns, 10_000, 1.0)
-            record(tmp_path, "m3po-ablation,critics=5", env_id, seed, [2 * x - random for x in returns], 10_000, 1.0)
+            returns, cpu = [random + share * (reference - random)] * 5, 24.0
+            record(tmp_path, "m3po-ablation", env_id, seed, returns, 10_000, cpu)
+            record(tmp_path, "m3po-ablation,critics=5", env_id, seed, [2 * x - random for x in returns], 10_000, cpu)
     options = ["--only", "critics", "--dry-run", "--results", str(tmp_path), "--images", str(tmp_path)]
     with pytest.raises(SystemExit) as stop:
         ablations.main(options)
     assert stop.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2:] == [
-        "| 2 (default) | 2 | " + "0.50 (0.40 to 0.60) | " * 4 + "0.500 | 50% |",
-        "| 5 | 2 | " + "1.00 (0.80 to 1.20) | " * 4 + "1.000 | 100% |",
+        "| 2 (default) | 2 | " + "0.50 (0.40 to 0.60) | " * 4 + "0.500 | 50% | 0.450 | 2 |",
+        "| 5 | 2 | " + "1.00 (0.80 to 1.20) | " * 4 + "1.000 | 100% | 0.900 | 2 |",
     ]
     assert (tmp_path / "ablation-critics.png").exists()
 
@@ -302,7 +405,7 @@ def test_scaling(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(scaling, "M3PO", Hasty)
     monkeypatch.setattr(speed, "ROUNDS", 1)
     monkeypatch.setattr(scaling, "time_calls", partial(speed.time_calls, seconds=0.01))
-    axes = {"environments": {4: {"n_envs": 4}}, "memory": {2_000: {"buffer_size": 2_000, "fill": True}}}
+    axes = {"environments": {4: {"n_envs": 4}}, "memory": {2_000: {"buffer_size": 2_000, "full": True}}}
     monkeypatch.setattr(scaling, "AXES", axes)
     scaling.main(["--axes", *axes, "--steps", "256", "--csv", str(tmp_path / "scaling.csv")])
     rows = read_rows(tmp_path / "scaling.csv")
@@ -313,10 +416,12 @@ def test_scaling(monkeypatch, capsys, tmp_path):
     assert float(rows[1]["transition_bytes"]) < 2.2 * 68 + 64
 
 
-def test_an_image_is_stored_once():
+@pytest.mark.parametrize("length", [30, 500])
+def test_an_image_is_stored_once(length):
+    """The last one of an episode, which nothing follows, is one more: with 30 steps a thirtieth."""
     shape = (36, 36, 3)
     memory = ReplayMemory(5_000, spaces.Box(0, 255, shape, np.uint8), spaces.Box(-1, 1, (2,)), 1)
     seen = np.zeros((1, *shape), np.uint8)
     for step in range(5_000):
-        memory.add(seen, np.zeros((1, 2)), np.zeros(1), seen, np.zeros(1, bool), np.array([step % 500 == 499]))
+        memory.add(seen, np.zeros((1, 2)), np.zeros(1), seen, np.zeros(1, bool), np.array([step % length == length - 1]))
     assert scaling.transition_bytes(memory) < 1.05 * np.prod(shape)
