@@ -46,7 +46,7 @@ from benchmarks.record import (
     train_alike,
     write_rows,
 )
-from benchmarks.task_sets import frames_of, is_task_set, task_vec_env
+from benchmarks.task_sets import frames_of, is_task_set, task_vec_env, tasks_of
 from sb3_m3po import evaluate_per_task
 
 N_EPISODES = 20
@@ -149,20 +149,24 @@ class Run:
     def next_evaluation(self, steps: int) -> int:
         """
         :param steps: environment steps so far
-        :return: when it is evaluated next: at each twentieth of the budget; a single environment with a budget of 100,000 or
-            more as ``_CLOSELY`` says, and then three times before each twentieth, so that the mean over as many steps is one
-            of as many evaluations, whatever the budget
+        :return: when it is evaluated next: at each twentieth of the budget; a single environment or task with a budget of
+            100,000 or more as ``_CLOSELY`` says, and then three times before each twentieth, so that the mean over as many
+            steps is one of as many evaluations, whatever the budget
         """
         interval = self._interval(steps)
         due = min((steps // interval + 1) * interval, self.steps)
         return next(when for when in (due - 2 * _CLOSEST, due - _CLOSEST, due) if when > steps) if self._thrice(steps) else due
 
+    @property
+    def _is_single(self) -> bool:
+        return not is_task_set(self.env_id) or len(tasks_of(self.env_id)) == 1
+
     def _thrice(self, steps: int) -> bool:
-        return steps >= _CLOSELY[-1][0] and self._interval(steps) > 3 * _CLOSEST and not is_task_set(self.env_id)
+        return steps >= _CLOSELY[-1][0] and self._interval(steps) > 3 * _CLOSEST and self._is_single
 
     def _interval(self, steps: int) -> int:
         interval, last = max(1_000, self.steps // 20), _CLOSELY[-1][0]
-        if steps >= last or self.steps < last or is_task_set(self.env_id):
+        if steps >= last or self.steps < last or not self._is_single:
             return interval
         return min(interval, next(every for until, every in _CLOSELY if steps < until))
 
@@ -404,10 +408,18 @@ def grow(run: Run) -> BaseAlgorithm:
     :return: that model, with the run's tasks taken in
     """
     assert run.grown_from is not None
-    variant = run.variant.removesuffix(f",grown-{run.train}")
-    path = run.checkpoints / f"{run.algo_name}-{variant}" / stem(run.grown_from, run.seed) / "final.zip"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: first run --env {run.grown_from} --seeds {run.seed}")
+    name = f"{run.algo_name}-{run.variant.removesuffix(f',grown-{run.train}')}"
+    path = run.checkpoints / name / stem(run.grown_from, run.seed) / "final.zip"
+    rows = read_rows(run.out / name / f"{stem(run.grown_from, run.seed)}.csv")
+    if not path.exists() or not rows:
+        raise FileNotFoundError(
+            f"{path} or its rows are missing: first run --env {run.grown_from} --seeds {run.seed} in this folder (rows from "
+            "elsewhere, which say that it is done, must be deleted before)"
+        )
+    if not train_alike(rows[-1]["commit"], run.provenance["commit"]):
+        raise RuntimeError(
+            f"{path} is of commit {rows[-1]['commit']}, which trains otherwise: check it out, or repeat that run"
+        )
     model: Any = algorithm_class(run.algo).load(path, device="cpu")
     model.add_tasks(task_vec_env(run.env_id, run.settings.n_envs, run.seed, like=model), train=run.train)
     model.num_timesteps = 0
@@ -432,6 +444,8 @@ def train(run: Run) -> None:
         known = [] if checkpoint is None else read_rows(path)
         write_rows(path, [row for row in known if int(row["steps"]) <= state["steps"]], run.columns)
     run.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+    # One of a former run would pass for this one's
+    (run.checkpoint_dir / "final.zip").unlink(missing_ok=True)
     model = build(run, checkpoint, int(state["steps"]))
     eval_env = evaluation_env(run, model)
     if run.settings.normalize is not None:
@@ -564,7 +578,10 @@ def main(argv: list[str] | None = None) -> None:
     """
     :param argv: the command line, ``sys.argv`` by default
     """
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.grown_from and args.overrides:
+        parser.error("a model that takes tasks in keeps its settings: give -p where --grown-from was trained")
     if args.jobs == 1 or len(args.seeds) == 1:
         for seed in args.seeds:
             train(make_run(args, seed))

@@ -118,6 +118,8 @@ def take_over(policy: WorldModelPolicy, old: WorldModelPolicy) -> None:
         for part, mean in zip(("shift", "scale"), norm.mean_over_tasks(), strict=True):
             state[f"norms.{name}.{part}"][len(norm.shift) :] = mean
     policy.load_state_dict(state)
+    # What predicts stays as it is until the first update, and then follows as at the start: a mean over many states would lag
+    policy.mean.n_averaged.zero_()
     policy._planning, policy._planning_milliseconds = old._planning, old._planning_milliseconds
     for name in ("optimizer", "model_optimizer", "coef_optimizer"):
         _take_over_optimizer(getattr(policy, name), getattr(old, name))

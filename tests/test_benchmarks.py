@@ -262,8 +262,8 @@ def test_a_study_is_read_from_its_table_and_drawn(tmp_path, capsys):
 
 
 def test_when_runs_are_evaluated(tmp_path):
-    def times(steps: int) -> list[int]:
-        run = Run("m3po", "x", "Pendulum-v1", 0, steps, Settings(), "", out=tmp_path)
+    def times(steps: int, env_id: str = "Pendulum-v1") -> list[int]:
+        run = Run("m3po", "x", env_id, 0, steps, Settings(), "", out=tmp_path)
         found = [run.next_evaluation(0)]
         while found[-1] < steps:
             # Some environments at a time come to a little more
@@ -276,12 +276,15 @@ def test_when_runs_are_evaluated(tmp_path):
     assert times(100_000) == often
     assert times(8_000) == list(range(1_000, 8_001, 1_000))
     assert times(60_000) == list(range(3_000, 60_001, 3_000))
+    # One task is compared with an environment of its own, a set of them with nothing else
+    assert times(100_000, "dm-family:walker-run-v0") == often
+    assert times(100_000, "dm-family:-walker-run-v0") == list(range(5_000, 100_001, 5_000))
     assert times(200_000) == [*often, *range(110_000, 200_001, 10_000)]
     # An agent with a larger budget is looked at as often up to 100,000; then three evaluations make a mean
     late = [when + before for when in range(150_000, 1_000_001, 50_000) for before in (-10_000, -5_000, 0)]
     assert times(1_000_000) == [*often, *late]
     assert planned[0] == [25_000, 50_000, 75_000, 90_000, 95_000, 100_000]
-    assert planned[4][:3] == [250_000, 500_000, 750_000] and planned[4][-3:] == late[-3:]
+    assert planned[6][:3] == [250_000, 500_000, 750_000] and planned[6][-3:] == late[-3:]
 
 
 def test_a_fixed_piece_of_work_takes_some_time_and_draws_nothing() -> None:

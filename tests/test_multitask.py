@@ -693,6 +693,18 @@ def test_a_grown_model_goes_on(names: tuple[str, ...], tmp_path: Any) -> None:
         assert th.equal(value, loaded.policy.state_dict()[key]), key
 
 
+def test_what_predicts_follows_a_grown_model_as_at_the_start() -> None:
+    """A mean over the states of a long training would be of a policy that does not know the new task."""
+    model = trained()
+    model.policy.mean.n_averaged.fill_(1_000)
+    model.add_tasks(grown_env("new"))
+    with th.no_grad():
+        model.policy.world_model.actor[-1].bias += 1.0  # type: ignore[operator]
+    model.policy.average()
+    actors = model.policy.world_model.actor[-1].bias, model.policy.mean.world_model.actor[-1].bias
+    assert th.equal(*actors)
+
+
 def test_a_grown_model_plans_as_it_did() -> None:
     model = trained()
     model.set_planning(16, 1)
