@@ -236,6 +236,7 @@ def test_trust_region_part(monkeypatch, capsys):
 def test_speed(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(speed, "M3PO", Hasty)
     monkeypatch.setattr(speed, "ROUNDS", 1)
+    monkeypatch.setattr(speed, "FULL", 2_000)
     monkeypatch.setattr(speed, "time_calls", partial(speed.time_calls, seconds=0.01))
     speed.main(["--steps", "256", "--csv", str(tmp_path / "speed.csv")])
     rows = read_rows(tmp_path / "speed.csv")
