@@ -177,7 +177,7 @@ def test_shares_of_single_task_agents(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(task_table.SINGLES, "small", ("one", "small:"))
     monkeypatch.setattr(task_table, "random_scores", lambda: {"small:a": 0.0, "small:b": -10.0, "small:c": 1.0})
     for seed in (0, 1):
-        scores = {"a": [0, 8, 8, 8 + 2 * seed], "b": [0.0] * 4, "c": [0.0] * 4}
+        scores = {"a": [0.0, 8.0, 8.0, 8.0 + 2 * seed], "b": [0.0] * 4, "c": [0.0] * 4}
         write(tmp_path, "many", "small", seed, scores, interval=3_000)
         write(tmp_path, "one", "small:a", seed, {"a": [10.0] * 4})
         write(tmp_path, "one", "small:b", seed, {"b": [10.0] * 4})
