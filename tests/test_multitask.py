@@ -700,7 +700,7 @@ def test_what_predicts_follows_a_grown_model_as_at_the_start() -> None:
     model.add_tasks(grown_env("new"))
     now, mean = (list(part.world_model.actor.parameters()) for part in (model.policy, model.policy.mean))
     with th.no_grad():
-        now[-1] += 1.0
+        now[-1].add_(1.0)
     model.policy.average()
     assert th.equal(now[-1], mean[-1])
 
