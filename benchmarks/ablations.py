@@ -141,17 +141,8 @@ def commands(parts: list[str], seeds: list[int], matmul: str) -> list[tuple[str,
                 # All runs of the planner's part are evaluated with it too, and so are the defaults, whatever they are run for
                 planned = ["--eval-planning", "32", "1"] if part == "planner" or name == "ablation" else []
                 for seed in seeds:
-                    run = [
-                        "benchmarks.run",
-                        "--env",
-                        env_id,
-                        "--steps",
-                        str(STEPS[env_id]),
-                        "--seeds",
-                        str(seed),
-                        "--name",
-                        name,
-                    ]
+                    run = ["benchmarks.run", "--env", env_id, "--steps", str(STEPS[env_id]), "--seeds", str(seed)]
+                    run += ["--name", name]
                     run += ["--matmul", matmul] if matmul != "highest" else []
                     found[name, env_id, seed] = run + (options if name != "ablation" else []) + planned
     return [(env_id, command) for (_, env_id, _), command in found.items()]

@@ -317,6 +317,16 @@ def test_a_checkpoint_of_other_code_is_refused(tmp_path, monkeypatch) -> None:
     assert len(read_rows(tmp_path / "ppo-test" / "CartPole-v1_seed0.csv")) == 2, "the rows are still there"
 
 
+def test_a_run_that_begins_has_no_final_model(tmp_path, monkeypatch) -> None:
+    final = tmp_path / "saved" / "ppo-test" / "CartPole-v1_seed0" / "final.zip"
+    final.parent.mkdir(parents=True)
+    final.touch()
+    monkeypatch.setattr(benchmark, "build", lambda *_: exec("raise KeyboardInterrupt"))
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.main(arguments(tmp_path, 1000))
+    assert not final.exists()
+
+
 @pytest.mark.parametrize(("algo", "saved"), [("ppo", False), ("sac", True)])
 def test_what_has_no_memory_is_not_saved_in_the_middle_of_a_rollout(algo, saved, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(benchmark, "save_checkpoint", lambda model, run, state: states.append(state["steps"]))
