@@ -260,13 +260,14 @@ def test_an_evaluation_just_after_its_step_counts(tmp_path):
     steps = {"one": [*range(5_000, 100_001, 5_000)], "many": [x + 8 * (x % 10_000 > 0) for x in range(5_000, 100_001, 5_000)]}
     found = []
     for label, mine in steps.items():
-        rows = [
-            {"seed": 0, "command": "", "machine": "", "cpu_seconds": 0, "n_updates": 1, "commit": "", "steps": x} for x in mine
-        ]
-        rows = [row | {"mean_reward": low + (high - low) * row["steps"] / 1e5, "commit": ""} for row in rows]
+        rows = [{"seed": 0, "command": "", "machine": "", "commit": "", "n_updates": 1, "steps": x} for x in mine]
+        rows = [row | {"mean_reward": low + (high - low) * row["steps"] / 1e5} for row in rows]
+        rows = [row | {"cpu_seconds": row["steps"] / 100} for row in rows]
         write_rows(tmp_path / label / f"{stem('LunarLander-v3', 0)}.csv", rows, tuple(rows[0]))
         curve = Results(tmp_path).curve(label, "LunarLander-v3")
         found.append([curve.at(x).item() for x in report.CHECKPOINTS])
+        # A mean stands for the middle of its evaluations, in seconds too
+        assert curve.steps_to(0.5) == pytest.approx(50_000) and curve.seconds_to(0.5) == pytest.approx(500)
     assert found[0] == pytest.approx([0.25, 0.4833, 0.95], abs=1e-4) and found[1] == pytest.approx(found[0], abs=1e-3)
 
 
