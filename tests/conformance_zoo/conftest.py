@@ -28,6 +28,8 @@ def with_m3po(command: list[str]) -> list[str]:
                 results.mkdir(parents=True, exist_ok=True)
                 if not Path(folder, original).exists():
                     Path(folder, original).symlink_to(results, target_is_directory=True)
+    if "-n" in words and words[words.index("-n") + 1] == "10000":  # a training for its checkpoints, not for its score
+        words += ["-params", "utd_ratio:0.05"]
     return words
 
 
