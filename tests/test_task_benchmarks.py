@@ -13,6 +13,7 @@ from benchmarks import run as benchmark
 from benchmarks import speed, task_sets, task_table
 from benchmarks.record import read_rows, stem, write_rows
 from benchmarks.run import TASK_COLUMNS
+from benchmarks.targets import LEARNED
 from benchmarks.task_sets import name_of, task_vec_env, tasks_of
 from benchmarks.task_table import Curve, load
 from sb3_m3po import M3PO, Task
@@ -176,6 +177,7 @@ def test_a_curve_reaches_a_score_once() -> None:
 def test_shares_of_single_task_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setitem(task_table.SINGLES, "small", ("one", "small:"))
     monkeypatch.setattr(task_table, "random_scores", lambda: {"small:a": 0.0, "small:b": -10.0, "small:c": 1.0})
+    monkeypatch.setattr(task_table, "LEARNED", {"small:a": 10.0, "small:b": 10.5, "small:c": 0.5})
     for seed in (0, 1):
         scores = {"a": [0.0, 8.0, 8.0, 8.0 + 2 * seed], "b": [0.0] * 4, "c": [0.0] * 4}
         write(tmp_path, "many", "small", seed, scores, interval=3_000)
@@ -188,6 +190,7 @@ def test_shares_of_single_task_agents(tmp_path: Path, monkeypatch: pytest.Monkey
     assert lines[3][-1] == "0.50 |" and lines[4][2] == "not run"
     assert lines[5][0] == "| mean of 2 of 3, each at most 1" and lines[5][-1].endswith("0.67 |")
     assert lines[7][0] == "Aimed at: a mean of 0.90, not all run yet. Without the bound of 1 it is 0.67."
+    assert lines[8][0] == "Agents of one task below what was set down for them: b (10.5)."
     # One that failed alone does not decide the mean
     write(tmp_path, "one", "small:c", 0, {"c": [0.5] * 4})
     write(tmp_path, "one", "small:a", 1, {"a": [-5.0] * 4})
@@ -195,7 +198,7 @@ def test_shares_of_single_task_agents(tmp_path: Path, monkeypatch: pytest.Monkey
     task_table.share_table(tmp_path, "small", "many")
     lines = [line.split(" | ") for line in capsys.readouterr().out.strip().splitlines()]
     assert [line[-1] for line in lines[2:6]] == ["4.17 |", "0.50 |", "2.00 |", "| 0.83 |"]
-    assert "missed. Without the bound of 1 it is 2.22" in lines[-1][0]
+    assert "missed. Without the bound of 1 it is 2.22" in lines[-2][0]
     # One with another budget for the task is no measure of it
     write(tmp_path, "one", "small:b", 0, {"b": [10.0] * 5})
     write(tmp_path, "one", "small:b", 1, {"b": [10.0] * 3})
@@ -206,6 +209,11 @@ def test_shares_of_single_task_agents(tmp_path: Path, monkeypatch: pytest.Monkey
     write(tmp_path, "one", "small:a", 1, {"a": [1.0] * 2}, left=2)
     task_table.share_table(tmp_path, "small", "many")
     assert capsys.readouterr().out.strip().splitlines()[2].endswith("0.83 |")
+
+
+def test_what_single_task_agents_have_to_reach_is_set_down() -> None:
+    singles = {prefix + name_of(task) for env_id, (_, prefix) in task_table.SINGLES.items() for task in tasks_of(env_id)}
+    assert set(LEARNED) == singles
 
 
 def test_how_much_faster_a_new_task_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
