@@ -186,39 +186,41 @@ def share_table(folder: Path, env_id: str, label: str) -> None:
 
     :param folder: where the CSV files are
     :param env_id: a set of tasks
-    :param label: algorithm and variant of the one agent
+    :param label: algorithm and variant of the one agent; while it plans, it is compared with those while they plan
     """
     (single, prefix), runs, random = SINGLES[env_id], load(folder, label, env_id), random_scores()
     if not runs:
         return
+    single += ",planned" * label.endswith(",planned")
     print(f"\n| {env_id} ({label}) | one agent | an agent each ({single}) | random | share |")
     print("| --- " * 5 + "|")
     shares, failed, tasks = [], [], tasks_of(env_id)
     for name in map(name_of, tasks):
-        # As many steps of the task
-        alone = {
-            seed: run
-            for seed, run in load(folder, single, prefix + name).items()
-            if all(len(tasks) * run[name].steps[-1] == other[name].steps[-1] for other in runs.values())
-        }
-        mine, theirs = ([run[name].final for run in group.values()] for group in (runs, alone))
+        mine = [run[name].final for run in runs.values()]
+        budgets = {run[name].steps[-1] / len(tasks) for run in runs.values()}
+        theirs = [run[name].final for run in load(folder, single, prefix + name).values() if {run[name].steps[-1]} == budgets]
         low = random.get(prefix + name)
-        if not theirs or low is None:
-            print(
-                f"| {name} | {number(float(np.mean(mine)))} | {'' if theirs else 'not run'} | {'' if low is None else low} | |"
-            )
-            continue
-        shares.append((np.mean(mine) - low) / (np.mean(theirs) - low))
-        if np.mean(theirs) < (bar := LEARNED[prefix + name]):
-            failed.append(f"{name} ({number(bar)})")
-        columns = (f"{number(float(np.mean(scores)))} ({', '.join(map(number, scores))})" for scores in (mine, theirs))
-        print(f"| {name} | {' | '.join(columns)} | {number(low)} | {shares[-1]:.2f} |")
+        cells = [per_seed(mine), per_seed(theirs) if theirs else "not run", "" if low is None else number(low), ""]
+        if theirs and low is not None:
+            shares.append((np.mean(mine) - low) / (np.mean(theirs) - low))
+            cells[-1] = f"{shares[-1]:.2f}"
+            if np.mean(theirs) < (bar := LEARNED[prefix + name]):
+                failed.append(f"{name} ({number(bar)})")
+        print(f"| {name} | {' | '.join(cells)} |")
     if shares:
         capped = float(np.minimum(shares, 1).mean())
         known = "not all run yet" if len(shares) < len(tasks) else "met" if capped >= SHARE else "missed"
         print(f"| mean of {len(shares)} of {len(tasks)}, each at most 1 | | | | {capped:.2f} |")
         print(f"\nAimed at: a mean of {SHARE:.2f}, {known}. Without the bound of 1 it is {np.mean(shares):.2f}.")
         print(f"Agents of one task below what was set down for them: {', '.join(failed) or 'none'}.")
+
+
+def per_seed(scores: list[float]) -> str:
+    """
+    :param scores: of each seed
+    :return: their mean, and all of them
+    """
+    return f"{number(float(np.mean(scores)))} ({', '.join(map(number, scores))})"
 
 
 def growth_table(folder: Path, env_id: str, label: str) -> None:

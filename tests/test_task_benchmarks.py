@@ -191,6 +191,12 @@ def test_shares_of_single_task_agents(tmp_path: Path, monkeypatch: pytest.Monkey
     assert lines[5][0] == "| mean of 2 of 3, each at most 1" and lines[5][-1].endswith("0.67 |")
     assert lines[7][0] == "Aimed at: a mean of 0.90, not all run yet. Without the bound of 1 it is 0.67."
     assert lines[8][0] == "Agents of one task below what was set down for them: b (10.5)."
+    # While it plans, with agents that plan
+    write(tmp_path, "many,planned", "small", 0, {"a": [10.0] * 4, "b": [0.0] * 4, "c": [0.0] * 4}, interval=3_000)
+    write(tmp_path, "one,planned", "small:a", 0, {"a": [20.0] * 4})
+    task_table.share_table(tmp_path, "small", "many,planned")
+    planned = capsys.readouterr().out.strip().splitlines()
+    assert planned[2] == "| a | 10.0 (10.0) | 20.0 (20.0) | 0.000 | 0.50 |" and "not run" in planned[3]
     # One that failed alone does not decide the mean
     write(tmp_path, "one", "small:c", 0, {"c": [0.5] * 4})
     write(tmp_path, "one", "small:a", 1, {"a": [-5.0] * 4})
