@@ -133,12 +133,16 @@ def _grown(old: th.Tensor, new: th.Tensor) -> th.Tensor:
 
 
 def _take_over_optimizer(optimizer: th.optim.Optimizer, old: th.optim.Optimizer) -> None:
-    """Moments of new rows are zero."""
+    """
+    New rows begin with no momentum, and with the mean of the known squared gradients: all share one count of steps, after
+    which squares of zero would let them leap.
+    """
     state = old.state_dict()
     groups = zip(optimizer.param_groups, old.param_groups, strict=True)
     pairs = [pair for new, known in groups for pair in zip(new["params"], known["params"], strict=True)]
     for index, (new, known) in enumerate(pairs):
         for name, value in state["state"].get(index, {}).items():
             if isinstance(value, th.Tensor) and value.shape == known.shape != new.shape:
-                state["state"][index][name] = th.cat([value, value.new_zeros(len(new) - len(known), *new.shape[1:])])
+                rows = value.mean(0, keepdim=True) if name == "exp_avg_sq" else th.zeros_like(value[:1])
+                state["state"][index][name] = th.cat([value, rows.expand(len(new) - len(known), *rows.shape[1:])])
     optimizer.load_state_dict(state)

@@ -40,7 +40,7 @@ _Q_RANGE_RATE = 0.7
 #: The same for the median of the gap
 _MEDIAN_RATE = 0.3
 #: Updates of the critics for each one of the policy, which can be no better than they are (TD3, arXiv 1802.09477), and after
-#: how many of them: at the start both change fast
+#: how many of them, for each task: at the start both change fast
 POLICY_DELAY, DELAYED_AFTER = 2, 5_000
 #: Updates of phase B between two refreshes of the critics' targets
 _TARGET_INTERVAL = 32
@@ -105,7 +105,7 @@ class Learner:
             learn_ent_coef=isinstance(model.ent_coef, str),
             bonus_coef=model.bonus_coef * model._current_progress_remaining,
             progress=1 - model._current_progress_remaining,
-            policy_delay=POLICY_DELAY if model._n_updates > DELAYED_AFTER else 1,
+            policy_delay=POLICY_DELAY if model._n_updates > DELAYED_AFTER * len(model.policy.gammas) else 1,
         )
 
     def run(self, n_updates: int) -> dict[str, float]:
@@ -411,8 +411,8 @@ class Learner:
             if self.learn_ent_coef:
                 codec = policy.world_model.codec
                 target = codec.target_entropy * (1 + codec.entropy_fall * self.progress)
-                excess = excess_entropy(terms.entropy, target, tasks, len(policy.log_ent_coef))
-                policy.log_ent_coef.grad = excess * th.as_tensor(self.memory.is_informative, device=excess.device)
+                policy.log_ent_coef.grad = excess_entropy(terms.entropy, target, tasks, len(policy.log_ent_coef))
+                waiting = policy.log_ent_coef.clone()
             if self.target_kl is not None:
                 policy.log_kl_coef.grad = policy.log_kl_coef.exp() * (self.target_kl - terms.kl.mean())
             for _ in range(self.policy_delay):
@@ -420,6 +420,9 @@ class Learner:
             policy.log_kl_coef.clamp_(*np.log(_KL_COEF_RANGE))
             if self.learn_ent_coef:
                 policy.log_ent_coef.clamp_(*np.log(_ENT_COEF_RANGE))
+                # Adam has counted the steps of those that wait: with no gradient in its moments they would then leap
+                informative = th.as_tensor(self.memory.is_informative, device=waiting.device)
+                policy.log_ent_coef.copy_(th.where(informative, policy.log_ent_coef, waiting))
 
     def _describe(self, terms: PolicyTerms) -> dict[str, th.Tensor]:
         bound = np.inf if self.target_kl is None else self.target_kl

@@ -15,7 +15,7 @@ TERMINATION_COEF = 1.0
 VALUE_COEF = 0.1
 #: A latent must not stand still: without it, random observations with rare rewards are forgotten within 100 updates
 SPREAD_COEF = 10.0
-MIN_SPREAD = 0.05
+MIN_SPREAD, MIN_SPREAD_SAMPLES = 0.05, 8
 #: Keeps the Gaussian's mean off the flat part of the squashing
 MEAN_PENALTY = 1e-4
 
@@ -61,8 +61,7 @@ def world_model_loss(
     ``mean_{t<H} m_t [20 MSE(z_{t+1}) + 0.1 CE(r_t) + BCE(terminated_t)] + 0.1 m_t CE(v_t)``, the last at one step: over
     steps drawn from all of them it is the mean over ``t <= H``, at ``1 / (H + 1)`` of its cost
     (the form of TD-MPC2, arXiv 2310.16828, with terminations as in MR.Q, arXiv 2501.16142), and
-    ``10 mean_i max(0, 0.05 - std_i(z_0))`` over the batch: as long as nothing is known of the rewards, a constant latent
-    would be the most consistent one (VICReg, arXiv 2105.04906).
+    ten times :func:`spread_loss`.
 
     :param model: What learns
     :param z: ``h(o_0)`` with gradient, shape ``(batch, z_dim)``
@@ -85,15 +84,35 @@ def world_model_loss(
     termination = (m * bce * model.at(model.can_terminate, z)).mean()
     value_loss = cross_entropy(model.value_logits(latents[targets.value_step]), targets.values)
     value = (targets.alive[targets.value_step] * value_loss).mean()
-    # Not th.var, which is many times slower along the first dimension
-    latent = z[..., : model.latent_dim]
-    variance = latent.square().mean(0) - latent.mean(0).square()
-    spread = F.relu(MIN_SPREAD - (variance + 1e-4).sqrt()).mean()
+    spread = spread_loss(z[..., : model.latent_dim], model.task_ids(z))
     loss = CONSISTENCY_COEF * consistency + REWARD_COEF * reward + TERMINATION_COEF * termination + VALUE_COEF * value
     loss = loss + SPREAD_COEF * spread
     parts = {"loss": loss, "consistency_loss": consistency, "reward_loss": reward, "termination_loss": termination}
     parts["spread_loss"] = spread
     return loss, {**{k: v.detach() for k, v in parts.items()}, "value_loss": value.detach()}
+
+
+def spread_loss(latent: th.Tensor, tasks: th.Tensor | None) -> th.Tensor:
+    """
+    ``mean_i max(0, 0.05 - std_i)`` over the batch: as long as nothing is known of the rewards, a constant latent would be the
+    most consistent one (the variance term of VICReg, arXiv 2105.04906). Of each task by itself, since latents that are
+    constant in one differ from those of its neighbours; tasks with few samples, which tell no variance, count as one.
+
+    :param latent: Shape ``(batch, latent_dim)``
+    :param tasks: Ids of the tasks, shape ``(batch,)``; ``None`` without tasks
+    :return: Shape ``()``
+    """
+    if tasks is None:
+        # Not th.var, which is many times slower along the first dimension
+        variance = latent.square().mean(0) - latent.mean(0).square()
+        return F.relu(MIN_SPREAD - (variance + 1e-4).sqrt()).mean()
+    few = th.bincount(tasks) < MIN_SPREAD_SAMPLES
+    members = F.one_hot(th.where(few[tasks], len(few), tasks), len(few) + 1).to(latent.dtype)  # (batch, groups)
+    counts = members.sum(0).clamp_min(1)
+    mean, square = members.T @ latent / counts.view(-1, 1), members.T @ latent.square() / counts.view(-1, 1)
+    # Among few samples the variance around their own mean is too small
+    variance = (square - mean.square()) * (counts / (counts - 1).clamp_min(1)).view(-1, 1)  # (groups, latent_dim)
+    return members.mean(0) @ F.relu(MIN_SPREAD - (variance.clamp_min(0) + 1e-4).sqrt()).mean(-1)
 
 
 class NStep(NamedTuple):

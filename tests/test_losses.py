@@ -15,6 +15,7 @@ from sb3_m3po.losses import (
     critic_loss,
     discrepancy_bonus,
     n_step_return,
+    spread_loss,
     trust_region_loss,
     world_model_loss,
 )
@@ -252,6 +253,33 @@ def test_latents_that_stand_still_are_spread(model: WorldModel, size: float, exp
     assert parts["spread_loss"].item() == pytest.approx(expected, abs=1e-6)
     (gradient,) = th.autograd.grad(loss, z)
     assert gradient.isfinite().all()
+
+
+def test_neighbours_hide_no_task_that_stands_still() -> None:
+    tasks = th.arange(3).repeat_interleave(16)
+    latent = normal(48, LATENT) + 5 * tasks.unsqueeze(-1)
+    assert spread_loss(latent, tasks) == 0
+    latent[tasks == 1] = 7.0
+    expected = 0.05 - 0.01  # of constants, the root of 1e-4 is left
+    assert spread_loss(latent, tasks).item() == pytest.approx(expected / 3, abs=1e-5)
+    assert spread_loss(latent[tasks == 1], None).item() == pytest.approx(expected, abs=1e-5)
+    latent.requires_grad_()
+    assert th.autograd.grad(spread_loss(latent, tasks), latent)[0].isfinite().all()
+
+
+def test_spread_is_that_of_the_task_whatever_its_size() -> None:
+    """Of few samples the variance around their own mean is corrected; so few that it tells nothing are taken together."""
+    hinge = [
+        spread_loss(0.03 * normal(n, LATENT, seed=seed), th.full((n,), 2)).item() for n in (8, 128) for seed in range(200)
+    ]
+    assert np.mean(hinge[:200]) == pytest.approx(np.mean(hinge[200:]), rel=0.1)
+    apart = th.arange(14).unsqueeze(-1) * th.ones(14, LATENT)
+    assert spread_loss(apart, th.arange(14) // 7) == 0 and spread_loss(apart * 0, th.arange(14) // 7) > 0
+    # Constant in both: with enough samples it shows
+    steady = (th.arange(14) // 7).unsqueeze(-1) * th.ones(14, LATENT)
+    assert spread_loss(steady, th.arange(14) // 7) == 0
+    twice = steady.repeat(2, 1)
+    assert spread_loss(twice, twice[:, 0].long()).item() == pytest.approx(0.04, abs=1e-5)
 
 
 def test_model_loss_has_exactly_these_parts(model: WorldModel) -> None:

@@ -368,6 +368,23 @@ def test_temperature_and_multiplier_move_against_the_excess(space: spaces.Space,
     assert policy.log_kl_coef.item() - before[1] == pytest.approx(np.sign(excess) * 2e-2, rel=1e-3)
 
 
+def test_a_temperature_that_waited_does_not_leap() -> None:
+    """However many updates it waited for, its first steps are those of one that never did."""
+    moved = []
+    for waiting in (0, 500):
+        model = tiny_model(randoms(action_space=spaces.Box(-1, 1, (2,))))
+        policy, learner, zeros = model.policy, Learner.of(model), th.zeros(4)
+        terms = PolicyTerms(zeros, policy.world_model.codec.target_entropy + 0.5 + zeros, zeros, zeros)
+        before = policy.log_ent_coef.item()
+        for informative in (False, True):
+            model.replay_buffer.is_informative[:] = informative
+            for _ in range(10 if informative else waiting):
+                learner._step_coefs(terms, None)
+            assert informative or policy.log_ent_coef.item() == before
+        moved.append(before - policy.log_ent_coef.item())
+    assert moved == pytest.approx([10 * 2e-3] * 2, rel=1e-3)
+
+
 @pytest.mark.parametrize("bound", [2.5, 10.0])
 def test_a_step_is_that_of_the_clipped_gradient(bound: float) -> None:
     learner = Learner.of(tiny_model(randoms(), max_grad_norm=bound))
