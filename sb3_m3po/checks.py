@@ -350,7 +350,7 @@ def warn_of_no_update(model: Any) -> None:
         )
     elif model.learning_starts is None:
         reason = (
-            f"the first update waits for five episodes and 1,000 transitions{' of each task' if memory.tasks else ''}, or for "
+            f"the first update waits for five episodes{' of each task' if memory.tasks else ''} and 1,000 transitions, or for "
             f"5,000 (in memory: {memory.n_episodes} and {memory.size()}). Learn for longer, or pass learning_starts"
         )
     else:

@@ -15,7 +15,7 @@ TERMINATION_COEF = 1.0
 VALUE_COEF = 0.1
 #: A latent must not stand still: without it, random observations with rare rewards are forgotten within 100 updates
 SPREAD_COEF = 10.0
-MIN_SPREAD, MIN_SPREAD_SAMPLES = 0.05, 8
+MIN_SPREAD = 0.05
 #: Keeps the Gaussian's mean off the flat part of the squashing
 MEAN_PENALTY = 1e-4
 
@@ -95,24 +95,29 @@ def world_model_loss(
 def spread_loss(latent: th.Tensor, tasks: th.Tensor | None) -> th.Tensor:
     """
     ``mean_i max(0, 0.05 - std_i)`` over the batch: as long as nothing is known of the rewards, a constant latent would be the
-    most consistent one (the variance term of VICReg, arXiv 2105.04906). Of each task by itself, since latents that are
-    constant in one differ from those of its neighbours; tasks with few samples, which tell no variance, count as one.
+    most consistent one (the variance term of VICReg, arXiv 2105.04906).
+
+    Several tasks would hide one whose latents stand still, by their own and by differing from it. To it comes then the mean of
+    ``max(0, 0.05 - std)`` over tasks, with a deviation of all dimensions together: that of each one, from a task's few
+    samples, would be too small too often.
 
     :param latent: Shape ``(batch, latent_dim)``
     :param tasks: Ids of the tasks, shape ``(batch,)``; ``None`` without tasks
     :return: Shape ``()``
     """
+    # Not th.var, which is many times slower along the first dimension
+    square = latent.square()
+    variance = square.mean(0) - latent.mean(0).square()
+    spread = F.relu(MIN_SPREAD - (variance + 1e-4).sqrt()).mean()
     if tasks is None:
-        # Not th.var, which is many times slower along the first dimension
-        variance = latent.square().mean(0) - latent.mean(0).square()
-        return F.relu(MIN_SPREAD - (variance + 1e-4).sqrt()).mean()
-    few = th.bincount(tasks) < MIN_SPREAD_SAMPLES
-    members = F.one_hot(th.where(few[tasks], len(few), tasks), len(few) + 1).to(latent.dtype)  # (batch, groups)
-    counts = members.sum(0).clamp_min(1)
-    mean, square = members.T @ latent / counts.view(-1, 1), members.T @ latent.square() / counts.view(-1, 1)
-    # Among few samples the variance around their own mean is too small
-    variance = (square - mean.square()) * (counts / (counts - 1).clamp_min(1)).view(-1, 1)  # (groups, latent_dim)
-    return members.mean(0) @ F.relu(MIN_SPREAD - (variance.clamp_min(0) + 1e-4).sqrt()).mean(-1)
+        return spread
+    members = F.one_hot(tasks).to(latent.dtype)  # (batch, n_tasks)
+    counts = members.sum(0)
+    several = counts > 1
+    mean = members.T @ latent / counts.clamp_min(1).unsqueeze(-1)
+    deviation = square.sum(-1) @ members - counts * mean.square().sum(-1)  # (n_tasks,), squared and summed
+    variance = deviation.clamp_min(0) / (counts - 1).clamp_min(1) / latent.shape[-1]
+    return spread + (members.mean(0) * several * F.relu(MIN_SPREAD - (variance + 1e-4).sqrt())).sum()
 
 
 class NStep(NamedTuple):

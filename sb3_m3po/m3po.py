@@ -65,7 +65,7 @@ class M3PO(OnPolicyAlgorithm):
     :param n_step_returns: Rewards summed in the critics' target before they bootstrap
     :param horizon: Steps that the world model is unrolled in training
     :param buffer_size: Transitions in the replay memory, over all environments
-    :param learning_starts: Transitions before the first update; ``None``: 1,000 (of each task) with five episodes, or 5,000
+    :param learning_starts: Transitions before the first update; ``None``: 1,000 with five episodes (of each task), or 5,000
     :param target_kl: Trust region: bound of the KL divergence per state from the policy of the last sync, in nats;
         ``None`` for no bound
     :param ent_coef: Entropy coefficient; ``"auto"`` learns it (from 0.1 on for Box, from 1 on for discrete actions),

@@ -129,22 +129,20 @@ class ReplayMemory:
 
     def is_enough(self, learning_starts: int | None) -> bool:
         """
-        :param learning_starts: Transitions asked for; ``None`` for five episodes and 1,000 transitions of each task that has
-            appeared, or 5,000 transitions in all: fewer episodes hardly differ, and what is learned from one can last
+        :param learning_starts: Transitions asked for; ``None`` for 1,000 with five episodes of each task that has appeared, or
+            5,000: fewer episodes hardly differ, and what is learned from one can last
         :return: Whether they are in memory, or all that it can hold
         """
         if learning_starts is None:
-            learning_starts = 0 if self._is_varied() else 5_000
+            learning_starts = 1_000 if self._is_varied() else 5_000
         return self.size() >= min(learning_starts, self.capacity * self.n_envs)
 
     def _is_varied(self) -> bool:
-        """:return: Whether each task that has appeared has five episodes and 1,000 transitions in memory"""
+        """:return: Whether there are five episodes of each task that has appeared"""
         if self.tasks is None:
-            return self.n_episodes >= 5 and self.size() >= 1_000
-        episodes = np.bincount(self.task[self.final_index >= 0], minlength=self.n_tasks)
-        transitions = np.bincount(self.task[self._order()].ravel(), minlength=self.n_tasks)
-        varied = (episodes >= 5) & (transitions >= 1_000)
-        return self.size() > 0 and bool(varied[transitions > 0].all())
+            return self.n_episodes >= 5
+        ended, seen = self.task[self.final_index >= 0], self.task[self._order()].ravel()
+        return bool((np.bincount(ended, minlength=self.n_tasks)[np.unique(seen)] >= 5).all())
 
     def add(
         self,
