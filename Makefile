@@ -52,7 +52,7 @@ demo: $(VENV)/.demo ## train M3PO and PPO side by side, on HalfCheetah-v5 and on
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.tests ## run the test suite; PYTEST_ARGS="-k name" for a part of it
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 # -- for developers
 
