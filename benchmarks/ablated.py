@@ -95,6 +95,23 @@ class ConstantEntropy(M3PO):
         self.policy.world_model.codec.entropy_fall = 0.0  # type: ignore[misc]
 
 
+class LateEntropyLearner(Learner):
+    """Its target entropy falls on in the last fifth of the training, to -2 for each dimension of the action."""
+
+    @classmethod
+    def of(cls, model: Any) -> Learner:
+        """:return: What the next sync period learns with; the target is all that its progress is read for"""
+        learner = super().of(model)
+        return replace(learner, progress=learner.progress + 2 * max(0.0, 5 * learner.progress - 4))
+
+
+class LateEntropy(M3PO):
+    """:class:`~sb3_m3po.M3PO` whose target entropy falls further in the last fifth of the training."""
+
+    def _learner(self) -> Learner:
+        return LateEntropyLearner.of(self)
+
+
 class ModelFree(M3PO):
     """
     :class:`~sb3_m3po.M3PO` without its world model: the encoder learns from the critics' errors alone. It can't plan, and has

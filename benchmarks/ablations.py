@@ -46,7 +46,11 @@ PARTS: dict[str, dict[str, list[str]]] = {
     },
     # Of the policy: the critics' value everywhere, or in half of the states, and a step of the model in the others
     "gain": {"half": [], "critics": ["--algo", "benchmarks.ablated:CriticsAlone"]},
-    "target_entropy": {"falling": [], "constant": ["--algo", "benchmarks.ablated:ConstantEntropy"]},
+    "target_entropy": {
+        "falling": [],
+        "constant": ["--algo", "benchmarks.ablated:ConstantEntropy"],
+        "late": ["--algo", "benchmarks.ablated:LateEntropy"],
+    },
     "policy_delay": {"2": [], "1": ["--algo", "benchmarks.ablated:Undelayed"]},
     "averaging": {"mean": [], "last": ["--algo", "benchmarks.ablated:LastNetworks"]},
     "pessimism": {str(x): ["-p", f"policy_kwargs.pessimism:{x}"] for x in (0.0, 0.5, 1.0)},

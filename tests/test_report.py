@@ -11,7 +11,7 @@ import torch as th
 from gymnasium import spaces
 
 from benchmarks import ablations, report, scaling, speed, suite
-from benchmarks.ablated import ConstantEntropy, CriticsAlone, LastNetworks, ModelFree, Undelayed
+from benchmarks.ablated import ConstantEntropy, CriticsAlone, LastNetworks, LateEntropy, ModelFree, Undelayed
 from benchmarks.algorithms import Settings, apply_overrides
 from benchmarks.curves import PUBLISHED_CSV, Curve, Results, interquartile_means, median_with_bounds
 from benchmarks.record import RESULTS, read_rows, stem, write_rows
@@ -306,7 +306,8 @@ def test_ablations_change_one_thing_and_run_the_defaults_once():
     names = {command[command.index("--name") + 1]: command for command in runs}
     # One part differs only where actions are sampled; half of the episodes are planned by default where they are not, and all
     # of them in the three other environments
-    assert len(runs) == len(names) * len(ablations.ENV_IDS) - len(ablations.SAMPLED_ONLY) - 1 - 3
+    same = sum(len(ablations.PARTS[part]) - 1 for part in ablations.SAMPLED_ONLY)
+    assert len(runs) == len(names) * len(ablations.ENV_IDS) - same - 1 - 3
     assert names["ablation"][-5:] == ["--name", "ablation", "--eval-planning", "32", "1"]
     *_, (_, other) = ablations.commands(["bonus"], [0], "medium")
     assert other[-4:] == ["--matmul", "medium", "-p", "bonus_coef:0.3"]
@@ -378,6 +379,14 @@ def test_without_a_part_of_the_policy_s_objective_it_learns_otherwise(without):
         model.learn(128)
         actors.append(th.cat([p.flatten() for p in model.policy.world_model.actor.parameters()]))
     assert actors[0].equal(actors[1]) and not actors[0].equal(actors[2])
+
+
+@pytest.mark.parametrize(("progress", "target"), [(0.0, -0.5), (0.8, -0.9), (0.9, -1.45), (1.0, -2.0)])
+def test_the_target_entropy_falls_further_at_the_end(progress, target):
+    model = LateEntropy("MlpPolicy", "Pendulum-v1", device="cpu")
+    model._current_progress_remaining = 1 - progress
+    codec = model.policy.world_model.codec
+    assert codec.target_entropy * (1 + codec.entropy_fall * model._learner().progress) == pytest.approx(target)
 
 
 @pytest.mark.parametrize(("cls", "share"), [(M3PO, 0.5), (Undelayed, 1.0)])
