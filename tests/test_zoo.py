@@ -482,7 +482,7 @@ class Installed:
         variables = {
             "OMP_NUM_THREADS": "1",
             "PATH": "/usr/bin:/bin",
-            "HOME": str(self.folder),
+            "HOME": str(self.bin.parent),
             "MPLBACKEND": "Agg",
             "SDL_VIDEODRIVER": "dummy",
             **environment,
@@ -507,11 +507,18 @@ class Installed:
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:  # noqa: F811
+def with_wheel(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:  # noqa: F811
     """:return: An environment that has the wheel"""
     environment = Installed(tmp_path_factory.mktemp("zoo"))
     environment.pip("install", "--no-deps", str(wheel))
     return environment
+
+
+@pytest.fixture
+def installed(with_wheel: Installed, tmp_path: Path) -> Installed:
+    """:return: That environment, in a folder of the test's own: whatever other tests ran before"""
+    with_wheel.folder = tmp_path
+    return with_wheel
 
 
 TRAIN = ("python", "-m", "rl_zoo3.train", "--algo", "m3po", "--env", "Pendulum-v1")
@@ -725,6 +732,7 @@ def test_several_tasks_by_the_command_of_our_own(installed: Installed) -> None:
     ],
 )
 def test_what_cannot_work_says_so(installed: Installed, command: tuple[str, ...], message: str) -> None:
+    (installed.folder / "logs" / "m3po").mkdir(parents=True)  # as after training something else
     printed = installed.run("m3po-zoo", *command, fails=True)
     assert re.search(rf"m3po-zoo {command[0]}: .*{message}", printed, re.DOTALL), printed
     assert "Traceback" not in printed
